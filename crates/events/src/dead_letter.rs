@@ -1,0 +1,143 @@
+//! Dead letters: what is refused comes back on the errors topic with its reason and its place in
+//! the source. Headers follow Kafka Connect's convention for dead letter queues (KIP-298), and
+//! `ce_id` is a CloudEvents id: the same refusal always has the same, so readers can drop repeats.
+
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+/// Why something is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// One sentence that a shop manager understands.
+    pub error: String,
+    /// The kind of refusal, for programs: `InsufficientStock`.
+    pub class: &'static str,
+}
+
+/// A record for the errors topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The Kafka key: the refused record's own, if there was one.
+    pub key: Option<Vec<u8>>,
+    /// A JSON object: the original columns, or `raw`, and `error`.
+    pub payload: Vec<u8>,
+    /// Kafka headers.
+    pub headers: Vec<(&'static str, String)>,
+}
+
+/// Where a refused record of a topic stands.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordPlace<'a> {
+    /// Which service refuses: `stock`.
+    pub service: &'a str,
+    /// Its topic.
+    pub topic: &'a str,
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset in the partition.
+    pub offset: i64,
+}
+
+/// Where a refused row of a file stands.
+#[derive(Debug, Clone, Copy)]
+pub struct RowPlace<'a> {
+    /// The file's name, without its directory.
+    pub file: &'a str,
+    /// The line, counted from 1; the header is line 1.
+    pub line: u64,
+    /// The line's first byte, counted from 0 (in the unpacked text, for a `.csv.gz`).
+    pub byte: u64,
+    /// The first column that is wrong, when known.
+    pub column: Option<&'a str>,
+}
+
+/// Header names of Kafka Connect's dead letter queues.
+pub mod header {
+    /// The topic of the refused record.
+    pub const TOPIC: &str = "__connect.errors.topic";
+    /// Its partition.
+    pub const PARTITION: &str = "__connect.errors.partition";
+    /// Its offset.
+    pub const OFFSET: &str = "__connect.errors.offset";
+    /// Who refused.
+    pub const CONNECTOR: &str = "__connect.errors.connector.name";
+    /// The kind of refusal.
+    pub const CLASS: &str = "__connect.errors.exception.class.name";
+    /// The reason, the same as `error` in the payload.
+    pub const MESSAGE: &str = "__connect.errors.exception.message";
+    /// The deterministic id of the refusal.
+    pub const ID: &str = "ce_id";
+}
+
+impl DeadLetter {
+    /// The refusal of a record: its own fields and `error`; `raw` where it is not a JSON object.
+    pub fn of_record(place: RecordPlace<'_>, key: Option<&[u8]>, payload: &[u8], refusal: &Refusal) -> DeadLetter {
+        let mut object = match serde_json::from_slice(payload) {
+            Ok(Value::Object(object)) => object,
+            _ => raw(payload),
+        };
+        object.insert("error".into(), refusal.error.as_str().into());
+        let RecordPlace { service, topic, partition, offset } = place;
+        DeadLetter {
+            key: key.map(<[u8]>::to_vec),
+            payload: Value::Object(object).to_string().into_bytes(),
+            headers: vec![
+                (header::TOPIC, topic.to_owned()),
+                (header::PARTITION, partition.to_string()),
+                (header::OFFSET, offset.to_string()),
+                (header::CONNECTOR, service.to_owned()),
+                (header::CLASS, refusal.class.to_owned()),
+                (header::MESSAGE, refusal.error.clone()),
+                (header::ID, id(&[service, topic, &partition.to_string(), &offset.to_string()])),
+            ],
+        }
+    }
+
+    /// The refusal of a row: its columns (else the line as `raw`), `error` and its place.
+    /// `topic` is where the row would have gone.
+    pub fn of_row(place: RowPlace<'_>, topic: &str, line: &[u8], error: &crate::RowError) -> DeadLetter {
+        let mut object = match &error.columns {
+            Some(columns) => columns.iter().map(|(name, text)| ((*name).into(), text.as_str().into())).collect(),
+            None => raw(line),
+        };
+        object.insert("error".into(), error.error.as_str().into());
+        object.insert("file".into(), place.file.into());
+        object.insert("line".into(), place.line.into());
+        object.insert("byte".into(), place.byte.into());
+        if let Some(column) = place.column {
+            object.insert("column".into(), column.into());
+        }
+        let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, line).to_string();
+        DeadLetter {
+            key: None,
+            payload: Value::Object(object).to_string().into_bytes(),
+            headers: vec![
+                (header::TOPIC, topic.to_owned()),
+                (header::CONNECTOR, "importer".to_owned()),
+                (header::CLASS, if error.columns.is_some() { "InvalidRow" } else { "UnreadableRow" }.to_owned()),
+                (header::MESSAGE, error.error.clone()),
+                (header::ID, id(&["importer", place.file, &place.byte.to_string(), &content])),
+            ],
+        }
+    }
+}
+
+/// `{"raw": ...}`: the bytes as text, and whole in base64 where they are not UTF-8.
+fn raw(bytes: &[u8]) -> Map<String, Value> {
+    let mut object = Map::new();
+    object.insert("raw".into(), String::from_utf8_lossy(bytes).into());
+    if std::str::from_utf8(bytes).is_err() {
+        object.insert("raw_base64".into(), base64(bytes).into());
+    }
+    object
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use ::base64::{Engine, engine::general_purpose::STANDARD};
+    STANDARD.encode(bytes)
+}
+
+/// A name-based UUID over the parts.
+fn id(parts: &[&str]) -> String {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, parts.join("\u{1f}").as_bytes()).to_string()
+}

@@ -1,0 +1,198 @@
+//! Stock events: goods come in, goods are sold.
+
+use std::{borrow::Cow, fmt};
+
+use serde::{Deserialize, Deserializer, de};
+use uuid::Uuid;
+
+use crate::{Column, EventType, Kind, Refusal, Timestamp, timestamp::NotATimestamp};
+
+/// The greatest value of one event.
+pub const MAX_VALUE: i64 = i32::MAX as i64;
+
+/// `transaction_id,event_type,date,store_number,item_number,value`, keyed by card.
+pub const EVENT_TYPE: EventType = EventType {
+    name: "stock",
+    topic: ("KAFKA_EVENTS_TOPIC", "events"),
+    columns: &[
+        Column {
+            name: "transaction_id",
+            kind: Kind::Uuid,
+            description: "The event's identity: sent twice, it counts once.",
+        },
+        Column {
+            name: "event_type",
+            kind: Kind::OneOf(&["incoming", "sale"]),
+            description: "Whether goods came in or were sold.",
+        },
+        Column { name: "date", kind: Kind::DateTime, description: "When it happened, RFC 3339 with an offset." },
+        Column { name: "store_number", kind: Kind::Whole { min: 0, max: i64::MAX }, description: "The store." },
+        Column {
+            name: "item_number",
+            kind: Kind::Whole { min: 0, max: i64::MAX },
+            description: "The item; an EAN fits.",
+        },
+        Column { name: "value", kind: Kind::Whole { min: 1, max: MAX_VALUE }, description: "How many pieces." },
+    ],
+    key: &[3, 4],
+};
+
+/// What happened to a card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Movement {
+    /// Goods came in.
+    Incoming,
+    /// Goods were sold.
+    Sale,
+}
+
+impl Movement {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Movement::Incoming => "incoming",
+            Movement::Sale => "sale",
+        }
+    }
+
+    /// The movement of a word on the wire.
+    pub fn from_word(word: &str) -> Option<Movement> {
+        match word {
+            "incoming" => Some(Movement::Incoming),
+            "sale" => Some(Movement::Sale),
+            _ => None,
+        }
+    }
+}
+
+/// One item at one store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Card {
+    /// The store, 0 or more.
+    pub store: i64,
+    /// The item, 0 or more.
+    pub item: i64,
+}
+
+impl fmt::Display for Card {
+    /// `5-12`, as in the Kafka key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.store, self.item)
+    }
+}
+
+/// A record of the events topic, read and checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StockEvent {
+    /// Its identity.
+    pub transaction_id: Uuid,
+    /// What happened.
+    pub movement: Movement,
+    /// When it happened.
+    pub date: Timestamp,
+    /// To which card.
+    pub card: Card,
+    /// How many pieces, 1 to 2^31-1.
+    pub value: i32,
+}
+
+impl StockEvent {
+    /// The event as it stands on the wire.
+    pub fn to_json(&self) -> String {
+        let StockEvent { transaction_id, movement, date, card, value } = self;
+        format!(
+            r#"{{"transaction_id":"{transaction_id}","event_type":"{}","date":"{date}","store_number":"{}","item_number":"{}","value":"{value}"}}"#,
+            movement.as_str(),
+            card.store,
+            card.item,
+        )
+    }
+
+    /// Reads a record's payload: the six fields as strings, or as numbers where they are numbers;
+    /// further fields are passed over. The refusal names what is wrong.
+    pub fn decode(payload: &[u8]) -> Result<StockEvent, Refusal> {
+        let refuse = |error: String| Refusal { error, class: "InvalidEvent" };
+        if payload.is_empty() {
+            return Err(refuse("the record is empty".into()));
+        }
+        let wire: Wire<'_> = serde_json::from_slice(payload)
+            .map_err(|error| refuse(format!("the record is not a stock event: {error}")))?;
+        let bad = |column: usize, found: &str| {
+            let column = &EVENT_TYPE.columns[column];
+            let why = column.kind.check(found.as_bytes()).err().unwrap_or_else(|| "is not valid".into());
+            refuse(format!("{}: {found:?} {why}", column.name))
+        };
+        let transaction_id = wire.transaction_id.trim();
+        let date = wire.date.trim();
+        let word = wire.event_type.trim();
+        let number = |column: usize, number: &Number<'_>| -> Result<i64, Refusal> {
+            let Kind::Whole { min, max } = EVENT_TYPE.columns[column].kind else { unreachable!("a number's column") };
+            match number {
+                Number::Whole(number) if (min..=max).contains(number) => Ok(*number),
+                Number::Whole(number) => Err(bad(column, &number.to_string())),
+                Number::Text(text) => match crate::kind::whole(text.trim().as_bytes()) {
+                    Some(number) if (min..=max).contains(&number) => Ok(number),
+                    _ => Err(bad(column, text.trim())),
+                },
+            }
+        };
+        Ok(StockEvent {
+            // the hyphenated form alone, as in the schema
+            transaction_id: match Uuid::try_parse(transaction_id) {
+                Ok(id) if transaction_id.len() == 36 => id,
+                _ => return Err(bad(0, transaction_id)),
+            },
+            movement: Movement::from_word(word).ok_or_else(|| bad(1, word))?,
+            date: Timestamp::parse(date.as_bytes()).map_err(|_: NotATimestamp| bad(2, date))?,
+            card: Card { store: number(3, &wire.store_number)?, item: number(4, &wire.item_number)? },
+            value: number(5, &wire.value)? as i32,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Wire<'a> {
+    #[serde(borrow)]
+    transaction_id: Cow<'a, str>,
+    #[serde(borrow)]
+    event_type: Cow<'a, str>,
+    #[serde(borrow)]
+    date: Cow<'a, str>,
+    #[serde(borrow)]
+    store_number: Number<'a>,
+    #[serde(borrow)]
+    item_number: Number<'a>,
+    #[serde(borrow)]
+    value: Number<'a>,
+}
+
+/// A JSON string or whole number.
+enum Number<'a> {
+    Whole(i64),
+    Text(Cow<'a, str>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Number<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Number<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number, or a string of digits")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Number::Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Number::Text(Cow::Owned(text.to_owned())))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+                Ok(Number::Whole(number))
+            }
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
+                i64::try_from(number).map(Number::Whole).map_err(|_| E::custom(format!("{number} is too large")))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}

@@ -1,0 +1,163 @@
+//! Instants: RFC 3339 in, RFC 3339 out, microseconds since 1970 in between.
+
+use std::fmt;
+
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// An instant in microseconds since 1970-01-01T00:00:00Z, the precision Postgres keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub i64);
+
+/// Why a text is not an instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotATimestamp {
+    /// A date and time, but no `Z` and no `+01:00` behind it.
+    NoOffset,
+    /// Not of the form, or no such day or time.
+    Malformed,
+}
+
+impl Timestamp {
+    /// Reads RFC 3339 with an offset, years 0000 to 9999. Leap seconds (`:60`) are refused:
+    /// neither Postgres nor this type can hold them. Digits beyond microseconds are dropped.
+    pub fn parse(text: &[u8]) -> Result<Timestamp, NotATimestamp> {
+        use NotATimestamp::{Malformed, NoOffset};
+        let number = |from: usize, to: usize| -> Result<i64, NotATimestamp> {
+            text.get(from..to).and_then(digits).ok_or(Malformed)
+        };
+        let is = |at: usize, expected: &[u8]| -> Result<(), NotATimestamp> {
+            match text.get(at) {
+                Some(byte) if expected.contains(byte) => Ok(()),
+                _ => Err(Malformed),
+            }
+        };
+        let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+        let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+        for (at, expected) in [(4, "-"), (7, "-"), (10, "Tt"), (13, ":"), (16, ":")] {
+            is(at, expected.as_bytes())?;
+        }
+        if day < 1 || day > days_in_month(year, month) || hour > 23 || minute > 59 || second > 59 {
+            return Err(Malformed);
+        }
+        let mut at = 19;
+        let mut micros = 0;
+        if text.get(at) == Some(&b'.') {
+            let length = text[at + 1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+            if length == 0 {
+                return Err(Malformed);
+            }
+            let kept = length.min(6);
+            micros = number(at + 1, at + 1 + kept)? * 10_i64.pow(6 - kept as u32);
+            at += 1 + length;
+        }
+        let offset_minutes = match text.get(at) {
+            None => return Err(NoOffset),
+            Some(b'Z' | b'z') if text.len() == at + 1 => 0,
+            Some(sign @ (b'+' | b'-')) if text.len() == at + 6 => {
+                let (hours, minutes) = (number(at + 1, at + 3)?, number(at + 4, at + 6)?);
+                is(at + 3, b":")?;
+                if hours > 23 || minutes > 59 {
+                    return Err(Malformed);
+                }
+                (hours * 60 + minutes) * if *sign == b'-' { -1 } else { 1 }
+            }
+            _ => return Err(Malformed),
+        };
+        let minutes = (days_since_1970(year, month, day) * 24 + hour) * 60 + minute - offset_minutes;
+        Ok(Timestamp((minutes * 60 + second) * 1_000_000 + micros))
+    }
+
+    /// This instant, later by `micros` microseconds.
+    pub fn plus_micros(self, micros: i64) -> Timestamp {
+        Timestamp(self.0.saturating_add(micros))
+    }
+}
+
+impl From<OffsetDateTime> for Timestamp {
+    fn from(time: OffsetDateTime) -> Timestamp {
+        Timestamp((time.unix_timestamp_nanos() / 1_000) as i64)
+    }
+}
+
+impl From<Timestamp> for OffsetDateTime {
+    /// Years 0000 to 9999, which is all that [`Timestamp::parse`] reads; beyond them, 1970.
+    fn from(timestamp: Timestamp) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(timestamp.0) * 1_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = OffsetDateTime::from(*self).format(&Rfc3339).map_err(|_| fmt::Error)?;
+        f.write_str(&text)
+    }
+}
+
+fn digits(text: &[u8]) -> Option<i64> {
+    text.iter().try_fold(0, |number, byte| byte.is_ascii_digit().then(|| number * 10 + i64::from(byte - b'0')))
+}
+
+fn days_in_month(year: i64, month: i64) -> i64 {
+    match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
+        2 => 28,
+        _ => 0,
+    }
+}
+
+/// Days from 1970-01-01 in the proleptic Gregorian calendar: the year is taken to begin in March,
+/// so that the leap day is its last (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let era = year.div_euclid(400);
+    let year_of_era = year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_time_without_an_offset_is_told_apart_from_nonsense() {
+        assert_eq!(Timestamp::parse(b"2019-04-14T03:47:13"), Err(NotATimestamp::NoOffset));
+        assert_eq!(Timestamp::parse(b"2019-04-14T03:47:13.25"), Err(NotATimestamp::NoOffset));
+        for text in [
+            "",
+            "2019-04-14",
+            "2019-02-29T00:00:00Z",
+            "2019-04-14 03:47:13Z",
+            "2019-04-14T03:47:60Z",
+            "2019-04-14T03:47:13+0200",
+            "2019-04-14T03:47:13Zz",
+            "2019-04-14T03:47:13.Z",
+            "2019-13-14T03:47:13Z",
+        ] {
+            assert_eq!(Timestamp::parse(text.as_bytes()), Err(NotATimestamp::Malformed), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_reads_what_the_time_crate_writes_and_back(micros in -62_167_219_200_000_000_i64..253_402_300_800_000_000) {
+            let text = Timestamp(micros).to_string();
+            prop_assert_eq!(Timestamp::parse(text.as_bytes()), Ok(Timestamp(micros)));
+        }
+
+        #[test]
+        fn it_agrees_with_the_time_crate(text in "(19|20|00)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|z|[+-][0-2][0-9]:[0-5][0-9])") {
+            let theirs = OffsetDateTime::parse(&text, &Rfc3339).ok().map(Timestamp::from_floor);
+            prop_assert_eq!(Timestamp::parse(text.as_bytes()).ok(), theirs);
+        }
+    }
+
+    impl Timestamp {
+        fn from_floor(time: OffsetDateTime) -> Timestamp {
+            Timestamp(time.unix_timestamp_nanos().div_euclid(1_000) as i64)
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! onhand
+fn main() {}

@@ -1,0 +1,12 @@
+//! What every binary shares: settings from the environment, logs, metrics and health, shutdown,
+//! and the one place that sets up Kafka clients and Postgres pools. Knows no service.
+
+pub mod health;
+pub mod kafka;
+pub mod lifecycle;
+pub mod logs;
+pub mod metrics;
+pub mod postgres;
+pub mod settings;
+
+pub use settings::{Environment, KafkaSettings, PostgresSettings, SettingsError};

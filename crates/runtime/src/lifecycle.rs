@@ -1,0 +1,71 @@
+//! How a binary begins and ends: the first signal asks everything to finish, the second ends it at
+//! once, and a task that fails or panics takes the process down with an error.
+
+use std::future::Future;
+
+use anyhow::{Context, Result, anyhow};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// A token that SIGINT or SIGTERM cancels. A second signal ends the process at once, with 128 plus
+/// the signal's number as the exit status.
+pub fn shutdown_on_signals() -> Result<CancellationToken> {
+    let shutdown = CancellationToken::new();
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let token = shutdown.clone();
+    tokio::spawn(async move {
+        loop {
+            let number = tokio::select! { _ = interrupt.recv() => 2, _ = terminate.recv() => 15 };
+            if token.is_cancelled() {
+                std::process::exit(128 + number);
+            }
+            tracing::info!("stopping; a second signal ends it at once");
+            token.cancel();
+        }
+    });
+    Ok(shutdown)
+}
+
+/// Tasks that live and die together: when one ends with an error or panics, the others are asked
+/// to finish and the error is the result.
+#[derive(Debug)]
+pub struct Tasks {
+    set: JoinSet<(&'static str, Result<()>)>,
+    shutdown: CancellationToken,
+}
+
+impl Tasks {
+    /// No tasks yet; `shutdown` asks all of them to finish.
+    pub fn new(shutdown: CancellationToken) -> Tasks {
+        Tasks { set: JoinSet::new(), shutdown }
+    }
+
+    /// Starts a task. `name` is for the error when it fails.
+    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = Result<()>> + Send + 'static) {
+        self.set.spawn(async move { (name, task.await) });
+    }
+
+    /// Waits until all have ended. The first failure is the result.
+    pub async fn join(mut self) -> Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.set.join_next().await {
+            let ended = match ended {
+                Ok((name, ended)) => ended.with_context(|| name.to_owned()),
+                Err(panic) => Err(anyhow!("a task panicked: {panic}")),
+            };
+            if let Err(error) = ended {
+                self.shutdown.cancel();
+                if result.is_ok() {
+                    result = Err(error);
+                } else {
+                    tracing::error!("while stopping: {error:#}");
+                }
+            }
+        }
+        result
+    }
+}

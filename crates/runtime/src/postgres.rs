@@ -1,0 +1,75 @@
+//! Postgres: the pool, waiting for it, and the migrations.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use sqlx::{
+    PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{PostgresSettings, health::Health};
+
+/// The one database's migrations, for every service.
+pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
+
+/// How a connection is made. A transaction that is left open (a process that was frozen) is ended
+/// by the server, so that its locks don't hold up whoever has taken over.
+pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .host(&settings.host)
+        .port(settings.port)
+        .username(&settings.user)
+        .password(&settings.password)
+        .database(&settings.database)
+        .application_name(application)
+        .options([("idle_in_transaction_session_timeout", "10s")])
+}
+
+/// A pool of `connections`, once the database answers and is migrated. Waits for a database that
+/// is not there yet and says so; stops for one that will never let us in.
+pub async fn connect(
+    settings: &PostgresSettings,
+    application: &str,
+    connections: u32,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> Result<PgPool> {
+    let pool = PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(options(settings, application));
+    let attempt = async {
+        loop {
+            match MIGRATIONS.run(&pool).await {
+                Ok(()) => return Ok(()),
+                Err(error) if is_hopeless(&error) => bail!("Postgres at {settings}: {error}"),
+                Err(error) => health.ill("postgres", format!("waiting for {settings}: {error}")),
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        done = attempt => done?,
+        () = shutdown.cancelled() => bail!("stopped while waiting for Postgres at {settings}"),
+    }
+    health.well("postgres");
+    Ok(pool)
+}
+
+/// Errors that waiting does not cure: wrong password, no such database, a migration that fails.
+fn is_hopeless(error: &sqlx::migrate::MigrateError) -> bool {
+    use sqlx::migrate::MigrateError;
+    match error {
+        MigrateError::Execute(sqlx::Error::Database(error))
+        | MigrateError::ExecuteMigration(sqlx::Error::Database(error), _) => {
+            let code = error.code().unwrap_or_default();
+            // starting up, shutting down, too many connections, lost connection
+            !(code.starts_with("57P") || code.starts_with("53") || code.starts_with("08"))
+        }
+        MigrateError::Execute(_) | MigrateError::ExecuteMigration(..) => false,
+        _ => true,
+    }
+}

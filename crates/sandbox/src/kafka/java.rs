@@ -1,0 +1,90 @@
+//! The machine's Java and Apache Kafka's jars.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::{cache, maven};
+
+const POM: &str = include_str!("../../../../dev/kafka/pom.xml");
+/// The version that the POM fetches.
+const VERSION: &str = "4.3.1";
+const OLDEST_JAVA: u32 = 17;
+const INSTEAD: &str = "set KAFKA_BROKER_URL to a broker of yours";
+
+/// The directory of Kafka's jars, fetched at the first call on this machine.
+pub(crate) fn jars(say: &dyn Fn(&str)) -> Result<PathBuf> {
+    cache::entry(&cache::user_dir()?, &format!("kafka-{VERSION}"), |into| {
+        say("fetching Apache Kafka (54 MB, once)");
+        let pom = into.join("pom.xml");
+        fs::write(&pom, POM)?;
+        maven::run(
+            &[
+                "-f".into(),
+                pom.display().to_string(),
+                "dependency:copy-dependencies".into(),
+                format!("-Dkafka.version={VERSION}"),
+                format!("-DoutputDirectory={}", into.display()),
+            ],
+            "Apache Kafka",
+            INSTEAD,
+        )
+    })
+}
+
+/// `java` with Kafka's jars, its log at `level` on its standard output.
+pub(crate) fn command(jars: &Path, level: &str) -> Command {
+    let mut class_path = OsString::from(jars);
+    class_path.push("/*");
+    let mut java = Command::new(program());
+    java.arg("-cp").arg(class_path).arg(format!("-Dlog4j2.level={level}"));
+    java.current_dir("/").stdin(Stdio::null());
+    java
+}
+
+/// Fails, in plain words, unless there is a Java that can run Kafka.
+pub(crate) fn check() -> Result<()> {
+    let missing = || {
+        format!(
+            "Java {OLDEST_JAVA} or newer is needed for the private Kafka: \
+             apt-get install openjdk-17-jre-headless (dnf install java-17-openjdk-headless, \
+             brew install openjdk@17), or {INSTEAD}"
+        )
+    };
+    let version = Command::new(program()).arg("-version").output().with_context(missing)?;
+    let text = String::from_utf8_lossy(&version.stderr);
+    major_of(&text).filter(|&major| major >= OLDEST_JAVA).with_context(missing)?;
+    Ok(())
+}
+
+fn program() -> PathBuf {
+    let home = env::var_os("JAVA_HOME").map(|home| PathBuf::from(home).join("bin/java"));
+    home.filter(|java| java.is_file()).unwrap_or_else(|| "java".into())
+}
+
+/// From `openjdk version "17.0.15" 2025-04-15`; versions before 9 call themselves 1.8 and the like.
+fn major_of(text: &str) -> Option<u32> {
+    let (_, version) = text.split_once("version \"")?;
+    version.split(['.', '-', '"']).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_jars_are_of_the_version_that_the_pom_names() {
+        assert!(POM.contains(&format!("<kafka.version>{VERSION}</kafka.version>")));
+    }
+
+    #[test]
+    fn a_version_of_java_is_read_from_what_java_prints() {
+        let debian = "openjdk version \"17.0.15\" 2025-04-15\nOpenJDK Runtime Environment";
+        let read = [debian, "java version \"1.8.0_292\"", "openjdk version \"25\" 2025-09-16", ""];
+        assert_eq!(read.map(major_of), [Some(17), Some(1), Some(25), None]);
+    }
+}

@@ -1,0 +1,129 @@
+//! Both servers and the process that starts them. The sandboxes are started by processes of their
+//! own, which can be killed, and whose environment names no other servers.
+
+mod common;
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::{create_topic, eventually, is_alive, remove_elsewhere, root, sql};
+use sandbox::{PgAddress, Sandbox, StartError};
+
+/// The variable that tells [`launcher`] where to start a sandbox.
+const ROOT: &str = "SANDBOX_TEST_ROOT";
+
+#[test]
+fn a_sandbox_says_where_its_servers_are_and_keeps_others_off_its_directory() {
+    let (_parent, root) = root(false);
+    let mut launched = launch(&root);
+    let refused = Sandbox::start(&root, &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, StartError::Busy { .. }));
+    assert_eq!(
+        refused.to_string(),
+        format!(
+            "another onhand is running on {} (pid {}); stop it or choose another data directory",
+            root.display(),
+            launched.process.id()
+        )
+    );
+
+    let variables = &launched.variables;
+    let (host, port) = variables["POSTGRES_HOSTNAME"].split_once(':').unwrap();
+    let at = PgAddress {
+        host: host.into(),
+        port: port.parse().unwrap(),
+        user: variables["POSTGRES_USER"].clone(),
+        password: variables["POSTGRES_PASSWORD"].clone(),
+    };
+    assert_eq!(sql(&at, &variables["POSTGRES_DB"], "SELECT 7").unwrap(), Some(7));
+    create_topic(&variables["KAFKA_BROKER_URL"], "new");
+    launched.end();
+}
+
+#[test]
+fn both_servers_end_when_the_launching_process_is_killed_and_their_data_can_be_used_again() {
+    let (_parent, root) = root(true);
+    let mut first = launch(&root);
+    assert!(first.servers.iter().all(|&pid| is_alive(pid)));
+    first.process.kill().unwrap();
+    first.process.wait().unwrap();
+    // At once, without waiting for the servers' end.
+    let mut second = launch(&root);
+    eventually("the servers of the killed launcher are gone", || !first.servers.iter().any(|&pid| is_alive(pid)));
+    assert_eq!(first.variables, second.variables);
+    second.end();
+    remove_elsewhere(&root);
+}
+
+#[test]
+fn shared_servers_give_each_test_its_own_names() {
+    let shared = sandbox::shared();
+    let database = shared.fresh_database().unwrap();
+    assert_ne!(shared.fresh_database().unwrap(), database);
+    assert_eq!(sql(&shared.postgres, &database, "SELECT 7").unwrap(), Some(7));
+    create_topic(&shared.broker, &shared.fresh_name("events"));
+    create_topic(&shared.broker, &shared.fresh_name("events"));
+    let variables = shared.environment(&database);
+    assert!(variables.contains(&("POSTGRES_DB".into(), database)));
+}
+
+/// Not a test: what [`launch`] runs. Starts a sandbox, says where it is, and stays.
+#[test]
+fn launcher() {
+    let Some(root) = std::env::var_os(ROOT) else { return };
+    let sandbox = Sandbox::start(Path::new(&root), &mut |_| {}).unwrap();
+    println!();
+    for (name, value) in sandbox.environment() {
+        println!("set {name} {value}");
+    }
+    let kafka = sandbox.kafka.as_ref().unwrap().pid().unwrap();
+    let postgres = sandbox.postgres.as_ref().unwrap().pid().unwrap();
+    println!("servers {kafka} {postgres}");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// A process that has started a sandbox.
+struct Launched {
+    process: Child,
+    servers: Vec<u32>,
+    variables: HashMap<String, String>,
+}
+
+/// Runs this test binary again, as [`launcher`] alone.
+fn launch(root: &Path) -> Launched {
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "launcher", "--nocapture"])
+        .env(ROOT, root)
+        .env_remove("KAFKA_BROKER_URL")
+        .env_remove("POSTGRES_HOSTNAME")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut variables = HashMap::new();
+    for line in BufReader::new(process.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["set", name, value] => drop(variables.insert(name.to_owned(), value.to_owned())),
+            ["servers", kafka, postgres] => {
+                let servers = [kafka, postgres].map(|pid| pid.parse().unwrap()).into();
+                return Launched { process, servers, variables };
+            }
+            _ => {}
+        }
+    }
+    panic!("the launcher ended before its servers were there");
+}
+
+impl Launched {
+    /// Kills the process and waits until its servers are gone too.
+    fn end(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        eventually("the servers are gone", || !self.servers.iter().any(|&pid| is_alive(pid)));
+    }
+}

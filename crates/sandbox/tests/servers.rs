@@ -1,0 +1,98 @@
+//! Each server by itself: it answers, and keeps its data through crashes and restarts.
+
+mod common;
+
+use common::{consume, create_topic, eventually, is_alive, produce, remove_elsewhere, root, sql};
+use sandbox::{Kafka, Postgres};
+
+#[test]
+fn postgres_keeps_its_data_and_port_through_a_crash_and_a_new_start() {
+    let (_parent, root) = root(false);
+    let mut server = Postgres::start(&root).unwrap();
+    let at = server.address();
+    server.create_database("db").unwrap();
+    server.create_database("db").unwrap();
+    sql(&at, "db", "CREATE TABLE t (n int); INSERT INTO t VALUES (42)").unwrap();
+
+    server.kill();
+    assert_eq!(server.pid(), None);
+    sql(&at, "db", "SELECT n FROM t").unwrap_err();
+    server.restart().unwrap();
+    assert_eq!(sql(&at, "db", "SELECT n FROM t").unwrap(), Some(42));
+
+    drop(server);
+    let again = Postgres::start(&root).unwrap();
+    assert_eq!(again.address(), at);
+    assert_eq!(sql(&at, "db", "SELECT n FROM t").unwrap(), Some(42));
+}
+
+#[test]
+fn a_paused_postgres_answers_nothing_until_it_is_resumed_and_can_be_stopped() {
+    let (_parent, root) = root(false);
+    let mut server = Postgres::start(&root).unwrap();
+    let at = server.address();
+    server.pause();
+    let (done, result) = std::sync::mpsc::channel();
+    let query = std::thread::spawn({
+        let at = at.clone();
+        move || done.send(sql(&at, "postgres", "SELECT 7").unwrap())
+    });
+    result.recv_timeout(std::time::Duration::from_millis(500)).unwrap_err();
+    server.resume();
+    assert_eq!(result.recv().unwrap(), Some(7));
+    query.join().unwrap().unwrap();
+    server.pause();
+    let pid = server.pid().unwrap();
+    server.stop();
+    assert!(!is_alive(pid));
+}
+
+#[test]
+fn postgres_runs_below_a_directory_that_only_its_owner_may_enter() {
+    let (_parent, root) = root(true);
+    let server = Postgres::start(&root).unwrap();
+    let at = server.address();
+    sql(&at, "postgres", "CREATE TABLE t (n int); INSERT INTO t VALUES (42)").unwrap();
+    drop(server);
+    let again = Postgres::start(&root).unwrap();
+    assert_eq!(sql(&at, "postgres", "SELECT n FROM t").unwrap(), Some(42));
+    drop(again);
+    remove_elsewhere(&root);
+}
+
+#[test]
+fn data_that_was_kept_elsewhere_for_a_root_that_is_gone_is_not_used_again() {
+    let (_parent, root) = root(true);
+    let server = Postgres::start(&root).unwrap();
+    server.create_database("old").unwrap();
+    drop(server);
+    std::fs::remove_dir_all(&root).unwrap();
+    let server = Postgres::start(&root).unwrap();
+    // Under root the data was elsewhere, else it went with the directory: gone either way.
+    sql(&server.address(), "old", "SELECT 1").unwrap_err();
+    drop(server);
+    remove_elsewhere(&root);
+}
+
+#[test]
+fn kafka_keeps_its_data_and_port_through_a_crash_and_a_new_start() {
+    let (_parent, root) = root(true);
+    let mut broker = Kafka::start(&root).unwrap();
+    let at = broker.broker();
+    create_topic(&at, "kept");
+    produce(&at, "kept", "hello");
+
+    broker.kill();
+    assert_eq!(broker.pid(), None);
+    broker.restart().unwrap();
+    assert_eq!(consume(&at, "kept"), "hello");
+
+    let pid = broker.pid().unwrap();
+    broker.pause();
+    broker.resume();
+    drop(broker);
+    eventually("the broker has ended", || !is_alive(pid));
+    let again = Kafka::start(&root).unwrap();
+    assert_eq!(again.broker(), at);
+    assert_eq!(consume(&at, "kept"), "hello");
+}

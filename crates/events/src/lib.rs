@@ -3,6 +3,7 @@
 
 pub mod dead_letter;
 pub mod event_type;
+pub mod generate;
 pub mod header;
 pub mod kind;
 pub mod row;

@@ -1,0 +1,25 @@
+# `make` lists what there is.
+ROWS ?= 1000000
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
+
+setup: ## install what is missing beside Rust, or say what it is
+	@dev/setup
+
+demo: setup ## see it work: example.csv through Kafka into Postgres
+	@cargo run -p onhand -- demo
+
+test: setup ## all tests, on a private Kafka and Postgres
+	@cargo run -p onhand -- with -- cargo test --workspace
+
+check: setup ## formatting, lints and documentation, as CI has them
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+
+bench: setup ## rates side by side with a bare producer and a bare COPY; ROWS=200000 is short
+	@cargo run --release -p bench -- --rows $(ROWS)

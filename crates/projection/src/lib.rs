@@ -1,1 +1,83 @@
-//! projection
+//! Kafka into Postgres, exactly once, whatever the service: a service brings a decoder, a batch
+//! function that runs inside the transaction, and its timed work. Assignment, the offset fence,
+//! batching, back-pressure, the outbox, retries, bisection and shutdown are here and only here.
+//! Knows nothing of any service.
+
+mod apply;
+mod assignment;
+mod batch;
+mod error;
+mod identity;
+mod offsets;
+mod outbox;
+mod run;
+mod timer;
+mod worker;
+
+use std::{future::Future, time::Duration};
+
+use events::{DeadLetter, Refusal, Timestamp};
+use sqlx::PgConnection;
+
+pub use batch::{Batch, Received};
+pub use error::ApplyError;
+pub use offsets::{Position, forget, positions};
+pub use run::{Settings, run};
+
+/// What a service does with its events. Everything in it may be called again after a failure: the
+/// effects are in the transaction that is passed in, and nowhere else.
+pub trait Projection: Send + Sync + 'static {
+    /// Names its consumer group, its offsets and its outbox: `stock`.
+    const SERVICE: &'static str;
+    /// A record, decoded.
+    type Event: Send + Sync + 'static;
+    /// What a service remembers of a partition between batches. Thrown away whenever a batch
+    /// fails or the partition changes hands, so it must only ever save work.
+    type Memory: Default + Send + 'static;
+    /// What a batch did, for logs and metrics.
+    type Outcome: Send;
+
+    /// Bytes to event. An error refuses this record, by itself. Called off the transaction's
+    /// thread, while the batch before is being applied.
+    fn decode(&self, payload: &[u8]) -> Result<Self::Event, Refusal>;
+
+    /// Applies events of one partition, in the order of its records, inside the transaction that
+    /// also moves the offset. `attempt` counts from 0 and rises after [`ApplyError::Stale`].
+    fn apply(
+        &self,
+        tx: &mut PgConnection,
+        memory: &mut Self::Memory,
+        batch: Batch<'_, Self::Event>,
+        now: Timestamp,
+        attempt: u32,
+    ) -> impl Future<Output = Result<Said<Self::Outcome>, ApplyError>> + Send;
+
+    /// Work whose time has come, in a transaction of its own. It is called in every process of the
+    /// service at once, so it must lock what it takes.
+    fn due(
+        &self,
+        tx: &mut PgConnection,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Due<Self::Outcome>, ApplyError>> + Send;
+
+    /// What was done is committed, `took` after it was begun: time to log and to count.
+    fn committed(&self, outcome: Self::Outcome, took: Duration);
+}
+
+/// What a batch leaves to say, besides its rows.
+#[derive(Debug)]
+pub struct Said<O> {
+    /// For the errors topic.
+    pub dead_letters: Vec<DeadLetter>,
+    /// For [`Projection::committed`].
+    pub outcome: O,
+}
+
+/// What timed work did.
+#[derive(Debug)]
+pub struct Due<O> {
+    /// What it says; none when nothing was due.
+    pub said: Option<Said<O>>,
+    /// When the next work is due, if any waits.
+    pub next: Option<Timestamp>,
+}

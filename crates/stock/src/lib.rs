@@ -1,1 +1,68 @@
-//! stock
+//! The stock service: events in, stock on hand in Postgres, with a journal of every transaction.
+//! `rules` decides, `store` and `copy` are its SQL, `projection` joins them.
+
+mod copy;
+mod outcome;
+mod projection;
+pub mod rules;
+mod store;
+
+use anyhow::Result;
+use events::stock::EVENT_TYPE;
+use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, postgres};
+use tokio_util::sync::CancellationToken;
+
+pub use outcome::Outcome;
+pub use projection::{Memory, StockProjection};
+pub use rules::Patience;
+pub use store::journal_row;
+
+/// What the service runs on.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The broker and the topics.
+    pub kafka: KafkaSettings,
+    /// The database.
+    pub postgres: PostgresSettings,
+    /// For early sales.
+    pub patience: Patience,
+    /// `STOCK_BATCH_SIZE`: events a transaction holds at most.
+    pub batch_size: usize,
+    /// `STOCK_TRANSACTIONS`: transactions at a time.
+    pub transactions: u32,
+}
+
+impl Settings {
+    /// Reads `KAFKA_*`, `POSTGRES_*` and `STOCK_*`.
+    pub fn read(env: &mut Environment) -> Settings {
+        Settings {
+            kafka: KafkaSettings::read(env),
+            postgres: PostgresSettings::read(env),
+            patience: Patience {
+                tries: env.parse_or("KAFKA_EVENT_RETRIES", 5, "a number from 0 to 30", |tries| *tries <= 30),
+                first_pause: env.millis_or("STOCK_RETRY_MS", 2_000),
+            },
+            batch_size: env
+                .parse_or("STOCK_BATCH_SIZE", 10_000, "a number from 1 to 100000", |size| (1..=100_000).contains(size)),
+            transactions: env
+                .parse_or("STOCK_TRANSACTIONS", 4, "a number from 1 to 100", |count| (1..=100).contains(count)),
+        }
+    }
+}
+
+/// Runs the service until shutdown.
+pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken) -> Result<()> {
+    // the relay and the clock have one each
+    let connections = settings.transactions + 2;
+    let pool = postgres::connect(&settings.postgres, "onhand-stock", connections, &health, &shutdown).await?;
+    let projected = ::projection::Settings {
+        topics: vec![settings.kafka.topic_of(&EVENT_TYPE).to_owned()],
+        kafka: settings.kafka,
+        batch_size: settings.batch_size,
+        transactions: settings.transactions as usize,
+    };
+    let projection = StockProjection { patience: settings.patience };
+    let ended = ::projection::run(projection, projected, pool.clone(), health, shutdown).await;
+    pool.close().await;
+    ended
+}

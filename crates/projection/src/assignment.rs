@@ -1,0 +1,300 @@
+//! The consumer's thread: partitions come and go, each with its worker; reading begins where
+//! Postgres says, never where the group says.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+        mpsc::Receiver,
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rdkafka::{
+    ClientContext, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
+    error::{KafkaError, RDKafkaErrorCode},
+    types::RDKafkaRespErr,
+};
+use runtime::kafka::{TIMEOUT, topic_identity};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Projection,
+    apply::Applied,
+    identity, offsets,
+    worker::{Partition, Report, Work, Worker},
+};
+
+const POLL: Duration = Duration::from_millis(50);
+/// How often the group learns our offsets, and the topic's identity is checked.
+const CHECK: Duration = Duration::from_secs(5);
+
+enum Change {
+    Assigned(Vec<Partition>),
+    Revoked(Vec<Partition>),
+}
+
+/// Takes down what the group decides; the consumer's thread acts on it.
+#[derive(Default)]
+pub(crate) struct Context {
+    changes: Mutex<Vec<Change>>,
+    closing: AtomicBool,
+}
+
+impl ClientContext for Context {}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let list = partitions.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
+        let change = match kind {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Change::Assigned(list),
+            _ if self.closing.load(Ordering::Relaxed) => {
+                if let Err(error) = consumer.incremental_unassign(partitions) {
+                    tracing::debug!("leaving the group: {error}");
+                }
+                return;
+            }
+            _ => Change::Revoked(list),
+        };
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+    }
+}
+
+pub(crate) struct Assignment<P: Projection> {
+    pub(crate) consumer: Arc<BaseConsumer<Context>>,
+    pub(crate) work: Arc<Work<P>>,
+    pub(crate) reports: Receiver<Report>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) workers: HashMap<Partition, Worker>,
+}
+
+impl<P: Projection> Assignment<P> {
+    /// Runs until shutdown or until something stops the service; then finishes the batches in hand
+    /// and leaves the group.
+    pub(crate) fn run(mut self) -> Result<()> {
+        let result = self.serve();
+        for worker in self.workers.values() {
+            worker.stop();
+        }
+        let committed = self.offsets_of_workers();
+        for (_, worker) in self.workers.drain() {
+            worker.join(&self.work.tokio);
+        }
+        self.tell_group(&committed, CommitMode::Sync);
+        self.consumer.context().closing.store(true, Ordering::Relaxed);
+        result
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let mut checked = Instant::now();
+        while !self.shutdown.is_cancelled() {
+            match self.consumer.poll(POLL) {
+                None => {}
+                // fetched before its partition had a queue of its own: read it again from there
+                Some(Ok(message)) => {
+                    let partition =
+                        (rdkafka::Message::topic(&message).to_owned(), rdkafka::Message::partition(&message));
+                    drop(message);
+                    self.restart(&partition)?;
+                }
+                Some(Err(error)) => self.consumer_error(&error)?,
+            }
+            let changes =
+                std::mem::take(&mut *self.consumer.context().changes.lock().unwrap_or_else(PoisonError::into_inner));
+            for change in changes {
+                match change {
+                    Change::Assigned(partitions) => self.assign(partitions)?,
+                    Change::Revoked(partitions) => self.revoke(&partitions),
+                }
+            }
+            while let Ok(report) = self.reports.try_recv() {
+                match report {
+                    Report::Ended(partition, Ok(Applied::Fenced)) => {
+                        tracing::warn!(
+                            "{} partition {} was applied by another process; reading its offset anew",
+                            partition.0,
+                            partition.1
+                        );
+                        self.restart(&partition)?;
+                    }
+                    Report::Ended(_, Ok(_)) => {}
+                    Report::Ended(_, Err(error)) => return Err(error),
+                    Report::Fetch(error) => self.consumer_error(&error)?,
+                }
+            }
+            if checked.elapsed() >= CHECK {
+                self.check()?;
+                checked = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self, partitions: Vec<Partition>) -> Result<()> {
+        self.work.assigned.store(self.workers.len() + partitions.len(), Ordering::Relaxed);
+        let mut begun = Vec::new();
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            let Some(next_offset) = self.begin(&partition)? else { return Ok(()) };
+            list.add_partition_offset(&partition.0, partition.1, Offset::Offset(next_offset))?;
+            // before it is assigned, so that no record of it goes to the common queue
+            let queue =
+                self.consumer.split_partition_queue(&partition.0, partition.1).context("no queue for a partition")?;
+            begun.push((partition, queue, next_offset));
+        }
+        self.consumer.incremental_assign(&list).context("taking over partitions")?;
+        for (partition, queue, next_offset) in begun {
+            tracing::info!("reading {} partition {} from offset {next_offset}", partition.0, partition.1);
+            let worker = Worker::start(&self.work, partition.clone(), queue, next_offset)?;
+            self.workers.insert(partition, worker);
+        }
+        Ok(())
+    }
+
+    fn revoke(&mut self, partitions: &[Partition]) {
+        let gone: Vec<_> = partitions.iter().filter_map(|partition| self.workers.remove_entry(partition)).collect();
+        for (_, worker) in &gone {
+            worker.stop();
+        }
+        let committed =
+            gone.iter().map(|(partition, worker)| (partition.clone(), worker.next_offset.clone())).collect();
+        for (partition, worker) in gone {
+            worker.join(&self.work.tokio);
+            tracing::info!("gave up {} partition {}", partition.0, partition.1);
+        }
+        self.tell_group(&committed, CommitMode::Async);
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in partitions {
+            list.add_partition(topic, *partition);
+        }
+        if let Err(error) = self.consumer.incremental_unassign(&list) {
+            tracing::warn!("giving up partitions: {error}");
+        }
+        self.work.assigned.store(self.workers.len(), Ordering::Relaxed);
+    }
+
+    /// Starts a partition's worker anew, at the offset in Postgres.
+    fn restart(&mut self, partition: &Partition) -> Result<()> {
+        let Some(worker) = self.workers.remove(partition) else { return Ok(()) };
+        worker.join(&self.work.tokio);
+        let Some(next_offset) = self.begin(partition)? else { return Ok(()) };
+        let queue =
+            self.consumer.split_partition_queue(&partition.0, partition.1).context("no queue for a partition")?;
+        match self.consumer.seek(&partition.0, partition.1, Offset::Offset(next_offset), TIMEOUT) {
+            Ok(()) => {
+                let worker = Worker::start(&self.work, partition.clone(), queue, next_offset)?;
+                self.workers.insert(partition.clone(), worker);
+            }
+            // it is not ours any more: the group will tell
+            Err(error) => tracing::warn!("{} partition {}: {error}", partition.0, partition.1),
+        }
+        Ok(())
+    }
+
+    /// Where to begin, once both Kafka and Postgres have told; none when asked to stop meanwhile.
+    fn begin(&self, partition: &Partition) -> Result<Option<i64>> {
+        loop {
+            let why = match self.look(partition) {
+                Ok(now) => {
+                    let source = (partition.0.as_str(), partition.1);
+                    let begin = offsets::begin(&self.work.shared.pool, P::SERVICE, source, now.low, &now.identity);
+                    match self.work.tokio.block_on(begin) {
+                        Ok(position) => {
+                            identity::check(&position, &now)?;
+                            return Ok(Some(position.next_offset));
+                        }
+                        Err(error) => ("postgres", anyhow!(error)),
+                    }
+                }
+                Err(error) => ("kafka", error),
+            };
+            self.work.shared.health.ill(why.0, format!("waiting: {:#}", why.1));
+            if self.shutdown.is_cancelled() {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn look(&self, partition: &Partition) -> Result<identity::Partition> {
+        let identity = topic_identity(self.consumer.client(), &partition.0)?;
+        let (low, high) = self.consumer.fetch_watermarks(&partition.0, partition.1, TIMEOUT)?;
+        self.work.shared.health.well("kafka");
+        Ok(identity::Partition { identity, low, high })
+    }
+
+    /// Every few seconds: the group learns our offsets, metrics the lag, and the topic is looked
+    /// at, since one that is deleted and made anew under us keeps its name.
+    fn check(&self) -> Result<()> {
+        self.tell_group(&self.offsets_of_workers(), CommitMode::Async);
+        for (partition, worker) in &self.workers {
+            let next_offset = worker.next_offset.load(Ordering::Relaxed);
+            let now = match self.look(partition) {
+                Ok(now) => now,
+                Err(error) => {
+                    self.work.shared.health.ill("kafka", format!("waiting: {error:#}"));
+                    return Ok(());
+                }
+            };
+            let lag = metrics::gauge!("onhand_projection_lag", "service" => P::SERVICE,
+                "topic" => partition.0.clone(), "partition" => partition.1.to_string());
+            lag.set((now.high - next_offset) as f64);
+            let begin =
+                offsets::begin(&self.work.shared.pool, P::SERVICE, (&partition.0, partition.1), now.low, &now.identity);
+            // a database that is away is the workers' to report
+            if let Ok(position) = self.work.tokio.block_on(begin) {
+                identity::check(&position, &identity::Partition { low: now.low.min(position.next_offset), ..now })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn offsets_of_workers(&self) -> HashMap<Partition, Arc<AtomicI64>> {
+        self.workers.iter().map(|(partition, worker)| (partition.clone(), worker.next_offset.clone())).collect()
+    }
+
+    /// For lag monitors only: nobody begins at these.
+    fn tell_group(&self, offsets: &HashMap<Partition, Arc<AtomicI64>>, mode: CommitMode) {
+        let mut list = TopicPartitionList::new();
+        for ((topic, partition), offset) in offsets {
+            if let Err(error) =
+                list.add_partition_offset(topic, *partition, Offset::Offset(offset.load(Ordering::Relaxed)))
+            {
+                tracing::debug!("an offset for the group: {error}");
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = self.consumer.commit(&list, mode)
+        {
+            tracing::debug!("telling the group our offsets: {error}");
+        }
+    }
+
+    /// Errors that pass are said; those that don't, stop the service.
+    fn consumer_error(&self, error: &KafkaError) -> Result<()> {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code() {
+            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
+                self.check()?;
+                bail!("Kafka no longer has the record that comes next ({error}); see `onhand offsets`")
+            }
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+                bail!(
+                    "a topic is gone while {} reads it: {error}; create it again and see `onhand offsets`",
+                    P::SERVICE
+                )
+            }
+            Some(
+                Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::Fatal,
+            ) => bail!("Kafka refuses {}: {error}", P::SERVICE),
+            _ => self.work.shared.health.ill("kafka", error.to_string()),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! Records of one partition on their way into one transaction.
+
+use std::ops::Range;
+
+use events::{DeadLetter, Refusal, dead_letter::RecordPlace};
+
+/// A record that was decoded.
+#[derive(Debug)]
+pub struct Received<E> {
+    /// What it says.
+    pub event: E,
+    place: Place,
+}
+
+/// A run of records as a service sees it.
+#[derive(Debug)]
+pub struct Batch<'a, E> {
+    /// The topic they are from.
+    pub topic: &'a str,
+    /// Its partition.
+    pub partition: i32,
+    /// Those that could be decoded, in the order of their offsets.
+    pub events: &'a [Received<E>],
+    service: &'a str,
+    bytes: &'a [u8],
+}
+
+/// Where a record stands in its partition, and its bytes in the batch: key, then payload.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    offset: i64,
+    start: u32,
+    key_length: u32,
+    payload_length: u32,
+}
+
+impl<E> Batch<'_, E> {
+    /// The offset of a record.
+    pub fn offset(&self, record: &Received<E>) -> i64 {
+        record.place.offset
+    }
+
+    /// A record's key; none when it has none, or an empty one.
+    pub fn key(&self, record: &Received<E>) -> Option<&[u8]> {
+        key_of(record.place, self.bytes)
+    }
+
+    /// A record's payload as it came.
+    pub fn payload(&self, record: &Received<E>) -> &[u8] {
+        payload_of(record.place, self.bytes)
+    }
+
+    /// The dead letter that refuses a record.
+    pub fn refuse(&self, record: &Received<E>, refusal: &Refusal) -> DeadLetter {
+        letter(self.service, (self.topic, self.partition), record.place, self.bytes, refusal)
+    }
+}
+
+/// A batch as it is filled; its buffers are used again and again.
+#[derive(Debug)]
+pub(crate) struct Buffer<E> {
+    events: Vec<Received<E>>,
+    refused: Vec<(Place, Refusal)>,
+    bytes: Vec<u8>,
+    /// The offset behind the last record.
+    end: i64,
+}
+
+impl<E> Buffer<E> {
+    pub(crate) fn new() -> Buffer<E> {
+        Buffer { events: Vec::new(), refused: Vec::new(), bytes: Vec::new(), end: 0 }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.events.clear();
+        self.refused.clear();
+        self.bytes.clear();
+    }
+
+    pub(crate) fn push(&mut self, offset: i64, key: &[u8], payload: &[u8], decoded: Result<E, Refusal>) {
+        let place = Place {
+            offset,
+            start: self.bytes.len() as u32,
+            key_length: key.len() as u32,
+            payload_length: payload.len() as u32,
+        };
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(payload);
+        self.end = offset + 1;
+        match decoded {
+            Ok(event) => self.events.push(Received { event, place }),
+            Err(refusal) => self.refused.push((place, refusal)),
+        }
+    }
+
+    /// Records in it.
+    pub(crate) fn len(&self) -> usize {
+        self.events.len() + self.refused.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the records in it.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// All of it, as a run to apply.
+    pub(crate) fn whole(&self) -> Run {
+        Run { events: 0..self.events.len(), end: self.end }
+    }
+
+    /// Two halves of a run; none when it has one event or none.
+    pub(crate) fn halves(&self, run: &Run) -> Option<(Run, Run)> {
+        let middle = run.events.start + run.events.len() / 2;
+        (run.events.len() > 1).then(|| {
+            let split = self.events[middle].place.offset;
+            (Run { events: run.events.start..middle, end: split }, Run { events: middle..run.events.end, end: run.end })
+        })
+    }
+
+    pub(crate) fn batch<'a>(&'a self, service: &'a str, source: (&'a str, i32), run: &Run) -> Batch<'a, E> {
+        let (topic, partition) = source;
+        Batch { topic, partition, events: &self.events[run.events.clone()], service, bytes: &self.bytes }
+    }
+
+    /// Dead letters of the records from `start` to the run's end that could not be decoded.
+    pub(crate) fn undecoded(&self, service: &str, source: (&str, i32), start: i64, run: &Run) -> Vec<DeadLetter> {
+        let inside = |place: &Place| (start..run.end).contains(&place.offset);
+        self.refused
+            .iter()
+            .filter(|(place, _)| inside(place))
+            .map(|(place, refusal)| letter(service, source, *place, &self.bytes, refusal))
+            .collect()
+    }
+}
+
+/// A part of a buffer that is applied in one transaction: its events, and the offset behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) events: Range<usize>,
+    pub(crate) end: i64,
+}
+
+fn letter(service: &str, source: (&str, i32), place: Place, bytes: &[u8], refusal: &Refusal) -> DeadLetter {
+    let (topic, partition) = source;
+    let record = RecordPlace { service, topic, partition, offset: place.offset };
+    DeadLetter::of_record(record, key_of(place, bytes), payload_of(place, bytes), refusal)
+}
+
+fn key_of(place: Place, bytes: &[u8]) -> Option<&[u8]> {
+    let start = place.start as usize;
+    Some(&bytes[start..start + place.key_length as usize]).filter(|key| !key.is_empty())
+}
+
+fn payload_of(place: Place, bytes: &[u8]) -> &[u8] {
+    let start = (place.start + place.key_length) as usize;
+    &bytes[start..start + place.payload_length as usize]
+}

@@ -1,0 +1,182 @@
+//! The outbox: what services say to Kafka is a row beside the rows it is about, and a relay
+//! publishes it once it is durable.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use events::DeadLetter;
+use rdkafka::{
+    ClientConfig,
+    error::KafkaError,
+    message::{Header, OwnedHeaders},
+    producer::{FutureProducer, FutureRecord},
+    types::RDKafkaErrorCode,
+};
+use runtime::health::Health;
+use sqlx::{PgConnection, PgPool, Row};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Messages published, and awaited, at a time.
+const AT_A_TIME: i64 = 1_000;
+/// How long a relay keeps its place without a sign of life. A publication that takes longer may be
+/// repeated by another relay, with the same `ce_id`.
+const LEASE: &str = "30 seconds";
+/// How often an idle relay looks for what other processes have left.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Writes messages to the outbox, in the transaction of what they are about.
+pub(crate) async fn put(tx: &mut PgConnection, service: &str, topic: &str, letters: &[DeadLetter]) -> sqlx::Result<()> {
+    if letters.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<_> = letters.iter().map(|letter| letter.key.as_deref()).collect();
+    let payloads: Vec<_> = letters.iter().map(|letter| letter.payload.as_slice()).collect();
+    let headers: Vec<_> = letters.iter().map(|letter| serde_json::json!(letter.headers)).collect();
+    sqlx::query(
+        "INSERT INTO outbox (service, topic, key, payload, headers)
+         SELECT $1, $2, key, payload, headers
+         FROM unnest($3::bytea[], $4::bytea[], $5::jsonb[]) WITH ORDINALITY AS said (key, payload, headers, place)
+         ORDER BY place",
+    )
+    .bind(service)
+    .bind(topic)
+    .bind(keys)
+    .bind(payloads)
+    .bind(headers)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+struct Message {
+    id: i64,
+    topic: String,
+    key: Option<Vec<u8>>,
+    payload: Vec<u8>,
+    headers: Vec<(String, String)>,
+}
+
+/// Publishes one service's outbox.
+pub(crate) struct Relay {
+    pub(crate) service: &'static str,
+    pub(crate) pool: PgPool,
+    pub(crate) producer: ClientConfig,
+    pub(crate) health: Health,
+}
+
+impl Relay {
+    /// Works until shutdown; `wake` tells that a batch has left something. What is not published by
+    /// then is still in the table.
+    pub(crate) async fn run(self, wake: std::sync::Arc<Notify>, shutdown: CancellationToken) -> Result<()> {
+        let producer: FutureProducer = self.producer.create().context("Kafka settings")?;
+        let holder = Uuid::new_v4();
+        loop {
+            let round = tokio::select! {
+                round = self.round(&producer, holder) => round,
+                () = shutdown.cancelled() => break,
+            };
+            match round {
+                Ok(AT_A_TIME..) => continue,
+                Ok(_) => self.health.well("outbox"),
+                Err(error) => self.health.ill("outbox", format!("publishing refusals is held up: {error:#}")),
+            }
+            tokio::select! {
+                () = wake.notified() => {}
+                () = tokio::time::sleep(LOOK) => {}
+                () = shutdown.cancelled() => break,
+            }
+        }
+        // another process need not wait for the lease to run out
+        let release = sqlx::query("DELETE FROM relays WHERE service = $1 AND holder = $2");
+        let released = release.bind(self.service).bind(holder).execute(&self.pool);
+        if tokio::time::timeout(LOOK, released).await.is_err() {
+            tracing::debug!("the relay's lease is left to run out");
+        }
+        Ok(())
+    }
+
+    /// Claims, publishes, deletes; returns how many messages it was.
+    async fn round(&self, producer: &FutureProducer, holder: Uuid) -> Result<i64> {
+        let messages = self.claim(holder).await.context("Postgres")?;
+        let mut acknowledgements = Vec::with_capacity(messages.len());
+        for message in &messages {
+            acknowledgements.push(send(producer, message).await?);
+        }
+        for (acknowledgement, message) in acknowledgements.into_iter().zip(&messages) {
+            if let Err((error, _)) = acknowledgement.await.context("the producer is gone")? {
+                bail!("message {} for topic {}: {error}", message.id, message.topic);
+            }
+        }
+        let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
+        if !ids.is_empty() {
+            sqlx::query("DELETE FROM outbox WHERE id = ANY($1)").bind(&ids).execute(&self.pool).await?;
+            metrics::counter!("onhand_outbox_published_total", "service" => self.service).increment(ids.len() as u64);
+        }
+        Ok(ids.len() as i64)
+    }
+
+    /// The next messages, if this process is (or now becomes) the one that publishes. Commits of
+    /// batches are asynchronous: this one is not, and its flush covers all that it has seen, so
+    /// nothing is said that a crash of Postgres could take back.
+    async fn claim(&self, holder: Uuid) -> sqlx::Result<Vec<Message>> {
+        let waiting = sqlx::query("SELECT 1 FROM outbox WHERE service = $1 LIMIT 1").bind(self.service);
+        if waiting.fetch_optional(&self.pool).await?.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("SET LOCAL synchronous_commit = on").execute(&mut *tx).await?;
+        let lease = format!(
+            "INSERT INTO relays (service, holder, held_until) VALUES ($1, $2, now() + interval '{LEASE}')
+             ON CONFLICT (service) DO UPDATE SET holder = $2, held_until = excluded.held_until
+             WHERE relays.holder = $2 OR relays.held_until < now()"
+        );
+        let held = sqlx::query(sqlx::AssertSqlSafe(lease)).bind(self.service).bind(holder).execute(&mut *tx).await?;
+        if held.rows_affected() == 0 {
+            return Ok(Vec::new());
+        }
+        let rows =
+            sqlx::query("SELECT id, topic, key, payload, headers FROM outbox WHERE service = $1 ORDER BY id LIMIT $2")
+                .bind(self.service)
+                .bind(AT_A_TIME)
+                .fetch_all(&mut *tx)
+                .await?;
+        tx.commit().await?;
+        rows.iter()
+            .map(|row| {
+                let headers =
+                    serde_json::from_value(row.get("headers")).map_err(|error| sqlx::Error::Decode(error.into()))?;
+                Ok(Message {
+                    id: row.get("id"),
+                    topic: row.get("topic"),
+                    key: row.get("key"),
+                    payload: row.get("payload"),
+                    headers,
+                })
+            })
+            .collect()
+    }
+}
+
+async fn send(producer: &FutureProducer, message: &Message) -> Result<rdkafka::producer::DeliveryFuture> {
+    let headers = message
+        .headers
+        .iter()
+        .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+    let mut record: FutureRecord<'_, Vec<u8>, Vec<u8>> =
+        FutureRecord::to(&message.topic).payload(&message.payload).headers(headers);
+    if let Some(key) = &message.key {
+        record = record.key(key);
+    }
+    loop {
+        match producer.send_result(record) {
+            Ok(acknowledgement) => return Ok(acknowledgement),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                record = back;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err((error, _)) => bail!("message {} for topic {}: {error}", message.id, message.topic),
+        }
+    }
+}

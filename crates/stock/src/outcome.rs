@@ -1,0 +1,115 @@
+//! What a batch did: log lines for people, counters for Prometheus.
+
+use std::time::Duration;
+
+use events::stock::{Movement, StockEvent};
+
+use crate::rules::Verdict;
+
+/// Batches up to this many events are logged line by line, larger ones in one summary.
+const LINE_BY_LINE: usize = 20;
+
+/// What a batch did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    events: usize,
+    incoming: u64,
+    sales: u64,
+    waiting: u64,
+    duplicates: u64,
+    refused: u64,
+    lines: Vec<String>,
+}
+
+impl Outcome {
+    /// Nothing yet, of a batch of so many events.
+    pub(crate) fn of(events: usize) -> Outcome {
+        Outcome { events, ..Outcome::default() }
+    }
+
+    /// Counts what became of an event.
+    pub(crate) fn count(&mut self, event: &StockEvent, verdict: &Verdict) {
+        let line = match verdict {
+            Verdict::Applied { amount, created } => {
+                let done = match (event.movement, created) {
+                    (Movement::Incoming, true) => "created",
+                    (Movement::Incoming, false) => "increased",
+                    (Movement::Sale, _) => "decreased",
+                };
+                match event.movement {
+                    Movement::Incoming => self.incoming += 1,
+                    Movement::Sale => self.sales += 1,
+                }
+                self.line(|| format!("{done} item: {}, current amount: {amount}", event.card))
+            }
+            Verdict::Waits => {
+                self.waiting += 1;
+                self.line(|| format!("waiting: a sale of {} on {} exceeds the stock", event.value, event.card))
+            }
+            Verdict::Duplicate => {
+                self.duplicates += 1;
+                self.line(|| format!("duplicate: {} on {} was here already", event.transaction_id, event.card))
+            }
+            Verdict::Refused(refusal) => {
+                self.refused += 1;
+                self.line(|| format!("refused: {}", refusal.error))
+            }
+        };
+        self.lines.extend(line);
+    }
+
+    fn line(&self, line: impl FnOnce() -> String) -> Option<String> {
+        (self.events <= LINE_BY_LINE).then(line)
+    }
+
+    /// To the log and the metrics.
+    pub(crate) fn report(&self, took: Duration) {
+        let counts = [
+            ("incoming", self.incoming),
+            ("sale", self.sales),
+            ("waiting", self.waiting),
+            ("duplicate", self.duplicates),
+            ("refused", self.refused),
+        ];
+        for (result, count) in counts {
+            metrics::counter!("onhand_stock_events_total", "result" => result).increment(count);
+        }
+        if self.events <= LINE_BY_LINE {
+            for line in &self.lines {
+                tracing::info!("{line}");
+            }
+        } else {
+            tracing::info!("{}", self.summary(took));
+        }
+    }
+
+    fn summary(&self, took: Duration) -> String {
+        let mut summary = format!(
+            "applied {} events in {} ms: {} incoming, {} sales",
+            self.events,
+            took.as_millis(),
+            self.incoming,
+            self.sales
+        );
+        for (count, what) in [(self.waiting, "waiting"), (self.duplicates, "duplicates"), (self.refused, "refused")] {
+            if count > 0 {
+                summary.push_str(&format!(", {count} {what}"));
+            }
+        }
+        summary
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_batch_is_one_line() {
+        let outcome = Outcome { events: 10_000, incoming: 7_100, sales: 2_890, waiting: 10, ..Outcome::default() };
+        assert_eq!(
+            outcome.summary(Duration::from_millis(160)),
+            "applied 10000 events in 160 ms: 7100 incoming, 2890 sales, 10 waiting"
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! The SQL of stock: reads what a batch needs, writes what was decided, with few statements over
+//! arrays. Knows no rules.
+
+use events::{
+    Timestamp,
+    stock::{Card, Movement, StockEvent},
+};
+use projection::ApplyError;
+use sqlx::{PgConnection, Row, postgres::PgRow};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// A row of `items`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Item {
+    pub(crate) id: i32,
+    pub(crate) card: Card,
+    pub(crate) amount: i64,
+}
+
+/// A row of `waiting_sales`, without its record.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WaitingRow {
+    pub(crate) id: i64,
+    pub(crate) sale: StockEvent,
+}
+
+/// A row of `waiting_sales` whose time has come.
+pub(crate) struct DueRow {
+    pub(crate) waiting: WaitingRow,
+    pub(crate) tries: u32,
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) record_offset: i64,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// A sale that is to wait, with the record it came in.
+pub(crate) struct Parked<'a> {
+    pub(crate) sale: StockEvent,
+    pub(crate) record_offset: i64,
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) payload: &'a [u8],
+}
+
+/// A change of an item: its row, and its amount before and after.
+pub(crate) struct Amount {
+    pub(crate) id: i32,
+    pub(crate) before: i64,
+    pub(crate) now: i64,
+}
+
+/// Up to here all waiting sales are read rather than looked for.
+const FEW: i64 = 500;
+
+/// The items of these cards that exist.
+pub(crate) async fn items(tx: &mut PgConnection, cards: &[Card]) -> sqlx::Result<Vec<Item>> {
+    let (stores, items) = columns(cards.iter());
+    let rows = sqlx::query(
+        "SELECT i.id, i.store_id, i.item_id, i.amount
+         FROM unnest($1::bigint[], $2::bigint[]) AS c (store_id, item_id) JOIN items i USING (store_id, item_id)",
+    )
+    .bind(stores)
+    .bind(items)
+    .fetch_all(tx)
+    .await?;
+    let item =
+        |row: &PgRow| Item { id: row.get(0), card: Card { store: row.get(1), item: row.get(2) }, amount: row.get(3) };
+    Ok(rows.iter().map(item).collect())
+}
+
+/// Waiting sales, oldest first: at least those of the cards and those with the ids of these events.
+pub(crate) async fn waiting<'a>(
+    tx: &mut PgConnection,
+    events: impl Iterator<Item = &'a StockEvent> + Clone,
+) -> sqlx::Result<Vec<WaitingRow>> {
+    const COLUMNS: &str = "id, transaction_id, timestamp, store_number, item_number, amount";
+    let all = format!("SELECT {COLUMNS} FROM waiting_sales ORDER BY id LIMIT $1");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(all)).bind(FEW + 1).fetch_all(&mut *tx).await?;
+    if rows.len() as i64 <= FEW {
+        return Ok(rows.iter().map(waiting_row).collect());
+    }
+    let (stores, items) = columns(events.clone().map(|event| &event.card));
+    let ids: Vec<_> = events.map(|event| event.transaction_id).collect();
+    let some = format!(
+        "SELECT {COLUMNS} FROM waiting_sales
+         WHERE (store_number, item_number) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[]))
+            OR transaction_id IN (SELECT unnest($3::uuid[]))
+         ORDER BY id"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(some)).bind(stores).bind(items).bind(ids).fetch_all(tx).await?;
+    Ok(rows.iter().map(waiting_row).collect())
+}
+
+/// Events of the journal with these ids.
+pub(crate) async fn applied(tx: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Vec<StockEvent>> {
+    let rows = sqlx::query(
+        "SELECT t.transaction_id, t.event, t.timestamp, t.store_number, t.item_number, t.amount
+         FROM unnest($1::uuid[]) AS c (transaction_id) JOIN transactions t USING (transaction_id)",
+    )
+    .bind(ids)
+    .fetch_all(tx)
+    .await?;
+    rows.iter().map(journal_row).collect()
+}
+
+/// Creates items, in this order, with their stores. Returns their ids, in the same order.
+pub(crate) async fn create_items(tx: &mut PgConnection, created: &[(Card, i64)]) -> Result<Vec<i32>, ApplyError> {
+    let (stores, items) = columns(created.iter().map(|(card, _)| card));
+    sqlx::query("INSERT INTO stores (id) SELECT DISTINCT unnest($1::bigint[]) ORDER BY 1 ON CONFLICT DO NOTHING")
+        .bind(&stores)
+        .execute(&mut *tx)
+        .await?;
+    let amounts: Vec<_> = created.iter().map(|(_, amount)| *amount).collect();
+    let rows = sqlx::query(
+        "INSERT INTO items (store_id, item_id, amount)
+         SELECT store_id, item_id, amount
+         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS c (store_id, item_id, amount, place)
+         ORDER BY place
+         ON CONFLICT DO NOTHING RETURNING id",
+    )
+    .bind(stores)
+    .bind(items)
+    .bind(amounts)
+    .fetch_all(tx)
+    .await?;
+    // another partition's worker has created one of them
+    if rows.len() != created.len() {
+        return Err(ApplyError::Stale);
+    }
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Sets new amounts, if every item still has the amount it had when it was read.
+pub(crate) async fn set_amounts(tx: &mut PgConnection, mut amounts: Vec<Amount>) -> Result<(), ApplyError> {
+    if amounts.is_empty() {
+        return Ok(());
+    }
+    // neighbours on a page together, and every writer in the same order
+    amounts.sort_unstable_by_key(|amount| amount.id);
+    let ids: Vec<_> = amounts.iter().map(|amount| amount.id).collect();
+    let before: Vec<_> = amounts.iter().map(|amount| amount.before).collect();
+    let now: Vec<_> = amounts.iter().map(|amount| amount.now).collect();
+    let updated = sqlx::query(
+        "UPDATE items SET amount = c.now FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS c (id, before, now)
+         WHERE items.id = c.id AND items.amount = c.before",
+    )
+    .bind(ids)
+    .bind(before)
+    .bind(now)
+    .execute(tx)
+    .await?;
+    if updated.rows_affected() == amounts.len() as u64 { Ok(()) } else { Err(ApplyError::Stale) }
+}
+
+/// Takes waiting sales out. Stale when one of them is gone already.
+pub(crate) async fn remove_waiting(tx: &mut PgConnection, ids: &[i64]) -> Result<(), ApplyError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let removed = sqlx::query("DELETE FROM waiting_sales WHERE id = ANY($1)").bind(ids).execute(tx).await?;
+    if removed.rows_affected() == ids.len() as u64 { Ok(()) } else { Err(ApplyError::Stale) }
+}
+
+/// Puts sales to wait, in this order.
+pub(crate) async fn add_waiting(
+    tx: &mut PgConnection,
+    source: (&str, i32),
+    parked: &[Parked<'_>],
+    next_try_at: Timestamp,
+) -> sqlx::Result<()> {
+    if parked.is_empty() {
+        return Ok(());
+    }
+    let (stores, items) = columns(parked.iter().map(|parked| &parked.sale.card));
+    sqlx::query(
+        "INSERT INTO waiting_sales (transaction_id, timestamp, store_number, item_number, amount, next_try_at,
+                                    topic, partition, record_offset, key, payload)
+         SELECT id, timestamp, store, item, amount, $1, $2, $3, record_offset, key, payload
+         FROM unnest($4::uuid[], $5::timestamptz[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bytea[], $11::bytea[])
+              WITH ORDINALITY AS c (id, timestamp, store, item, amount, record_offset, key, payload, place)
+         ORDER BY place",
+    )
+    .bind(OffsetDateTime::from(next_try_at))
+    .bind(source.0)
+    .bind(source.1)
+    .bind(parked.iter().map(|parked| parked.sale.transaction_id).collect::<Vec<_>>())
+    .bind(parked.iter().map(|parked| OffsetDateTime::from(parked.sale.date)).collect::<Vec<_>>())
+    .bind(stores)
+    .bind(items)
+    .bind(parked.iter().map(|parked| i64::from(parked.sale.value)).collect::<Vec<_>>())
+    .bind(parked.iter().map(|parked| parked.record_offset).collect::<Vec<_>>())
+    .bind(parked.iter().map(|parked| parked.key).collect::<Vec<_>>())
+    .bind(parked.iter().map(|parked| parked.payload).collect::<Vec<_>>())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Waiting sales whose time has come, oldest first, locked against other processes' clocks.
+pub(crate) async fn due(tx: &mut PgConnection, now: Timestamp, limit: i64) -> sqlx::Result<Vec<DueRow>> {
+    let rows = sqlx::query(
+        "SELECT id, transaction_id, timestamp, store_number, item_number, amount,
+                tries, topic, partition, record_offset, key, payload
+         FROM waiting_sales WHERE next_try_at <= $1 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED",
+    )
+    .bind(OffsetDateTime::from(now))
+    .bind(limit)
+    .fetch_all(tx)
+    .await?;
+    let due = |row: &PgRow| DueRow {
+        waiting: waiting_row(row),
+        tries: row.get::<i32, _>("tries") as u32,
+        topic: row.get("topic"),
+        partition: row.get("partition"),
+        record_offset: row.get("record_offset"),
+        key: row.get("key"),
+        payload: row.get("payload"),
+    };
+    Ok(rows.iter().map(due).collect())
+}
+
+/// When the next waiting sale is due.
+pub(crate) async fn next_due(tx: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
+    let row = sqlx::query("SELECT min(next_try_at) FROM waiting_sales").fetch_one(tx).await?;
+    Ok(row.get::<Option<OffsetDateTime>, _>(0).map(Timestamp::from))
+}
+
+/// Counts a try of each of these and says when the next one is.
+pub(crate) async fn postpone(tx: &mut PgConnection, postponed: &[(i64, Timestamp)]) -> sqlx::Result<()> {
+    if postponed.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE waiting_sales SET tries = tries + 1, next_try_at = c.at
+         FROM unnest($1::bigint[], $2::timestamptz[]) AS c (id, at) WHERE waiting_sales.id = c.id",
+    )
+    .bind(postponed.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+    .bind(postponed.iter().map(|(_, at)| OffsetDateTime::from(*at)).collect::<Vec<_>>())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Whether the error is a transaction id that is in the journal, or waits, already.
+pub(crate) fn is_known_id(error: &sqlx::Error) -> bool {
+    let constraint = error.as_database_error().and_then(|error| error.constraint());
+    matches!(constraint, Some("transactions_pkey" | "waiting_sales_transaction"))
+}
+
+/// A row of `transactions`, all six columns in their order.
+pub fn journal_row(row: &PgRow) -> sqlx::Result<StockEvent> {
+    let movement =
+        Movement::from_word(row.get(1)).ok_or_else(|| sqlx::Error::Decode("unknown event in the journal".into()))?;
+    Ok(StockEvent {
+        transaction_id: row.get(0),
+        movement,
+        date: row.get::<OffsetDateTime, _>(2).into(),
+        card: Card { store: row.get(3), item: row.get(4) },
+        value: value(row.get(5)),
+    })
+}
+
+fn waiting_row(row: &PgRow) -> WaitingRow {
+    let sale = StockEvent {
+        transaction_id: row.get(1),
+        movement: Movement::Sale,
+        date: row.get::<OffsetDateTime, _>(2).into(),
+        card: Card { store: row.get(3), item: row.get(4) },
+        value: value(row.get(5)),
+    };
+    WaitingRow { id: row.get(0), sale }
+}
+
+/// Only checked events are written, so it fits.
+fn value(amount: i64) -> i32 {
+    i32::try_from(amount).unwrap_or(i32::MAX)
+}
+
+fn columns<'a>(cards: impl Iterator<Item = &'a Card>) -> (Vec<i64>, Vec<i64>) {
+    cards.map(|card| (card.store, card.item)).unzip()
+}

@@ -1,2 +1,37 @@
-//! onhand
-fn main() {}
+//! `onhand`: the launcher and the operator's command line. It may know every crate of the house;
+//! no crate knows it. One file a command; this one only chooses.
+
+mod address;
+mod ending;
+mod generate;
+mod servers;
+mod signals;
+mod terminal;
+mod with;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Stock on hand, exactly once: CSV files to Kafka to Postgres.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Begin with `onhand demo`. `onhand COMMAND --help` explains each, with an example.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    With(with::Arguments),
+    Generate(generate::Arguments),
+}
+
+fn main() -> ExitCode {
+    let ended = match Arguments::parse().command {
+        Command::With(arguments) => with::run(arguments),
+        Command::Generate(arguments) => generate::run(arguments),
+    };
+    ending::exit_code(ended)
+}

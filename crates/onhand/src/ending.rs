@@ -1,0 +1,28 @@
+//! How a command ends: its exit status, and an error in one sentence on stderr.
+
+use std::{io, process::ExitCode};
+
+use anyhow::{Context, Result};
+
+/// 0 for a result; 1 for an error, which is told, unless it is only that nobody reads our output
+/// any longer.
+pub(crate) fn exit_code(ended: Result<ExitCode>) -> ExitCode {
+    match ended {
+        Ok(code) => code,
+        Err(error) if error.chain().any(is_broken_pipe) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("onhand: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command that talks to servers.
+pub(crate) fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.context("starting the async runtime")?.block_on(command)
+}
+
+fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {
+    cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,88 @@
+//! `onhand generate`: a file of rows to try, test or measure with.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use events::generate::{Generator, Shape};
+
+/// Written at once.
+const BLOCK: usize = 256 * 1024;
+
+/// Write a CSV file of stock events, the same for the same seed
+#[derive(Args)]
+#[command(after_help = "\
+Incoming goods, and sales that fit the stock as it stands at each row; among them, in the shares \
+that are asked for, what real life brings: sales before their stock, rows sent twice, rows that are \
+not right.
+
+Example: a million rows, dropped where a running `onhand up` takes them
+  onhand generate --rows 1000000 -o million.csv && mv million.csv importer/input/")]
+pub(crate) struct Arguments {
+    /// Rows beside the header
+    #[arg(long, default_value_t = 1_000_000)]
+    rows: u64,
+    /// Stores
+    #[arg(long, default_value_t = Shape::default().stores)]
+    stores: u64,
+    /// Items, in each store
+    #[arg(long, default_value_t = Shape::default().items)]
+    items: u64,
+    /// Share of sales among the plain rows; the others are incoming
+    #[arg(long, value_name = "SHARE", default_value_t = Shape::default().sales)]
+    sales: f64,
+    /// Share of sales beyond the stock, whose stock comes some thousand rows later
+    #[arg(long, value_name = "SHARE", default_value_t = Shape::default().early)]
+    early: f64,
+    /// Share of sales whose stock never comes: they end in errors
+    #[arg(long, value_name = "SHARE", default_value_t = Shape::default().hopeless)]
+    hopeless: f64,
+    /// Share of rows that repeat an earlier one word for word
+    #[arg(long, value_name = "SHARE", default_value_t = Shape::default().duplicates)]
+    duplicates: f64,
+    /// Share of rows with an earlier one's transaction_id and another value
+    #[arg(long, value_name = "SHARE", default_value_t = Shape::default().conflicts)]
+    conflicts: f64,
+    /// Share of rows that the importer refuses
+    #[arg(long, value_name = "SHARE", default_value_t = Shape::default().bad)]
+    bad: f64,
+    /// Another seed gives other rows
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where to write; stdout when left out
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+    let Arguments { rows, stores, items, sales, early, hopeless, duplicates, conflicts, bad, seed, output } = arguments;
+    let shape = Shape { stores, items, sales, early, hopeless, duplicates, conflicts, bad };
+    let generator = Generator::new(seed, shape)?;
+    match output {
+        None => write(generator, rows, io::stdout().lock()).context("writing to stdout")?,
+        Some(path) => {
+            let written = File::create(&path).and_then(|file| write(generator, rows, file));
+            written.with_context(|| format!("writing {}", path.display()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(mut generator: Generator, rows: u64, mut to: impl Write) -> io::Result<()> {
+    let mut block = Vec::with_capacity(BLOCK + 1024);
+    block.extend_from_slice(Generator::header_line().as_bytes());
+    for _ in 0..rows {
+        generator.write_row(&mut block);
+        if block.len() >= BLOCK {
+            to.write_all(&block)?;
+            block.clear();
+        }
+    }
+    to.write_all(&block)?;
+    to.flush()
+}

@@ -1,0 +1,58 @@
+//! Colour and width, where there is a terminal to have them.
+
+use std::{env, fmt::Display, io::IsTerminal};
+
+/// Colours text, or leaves it as it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Paint {
+    on: bool,
+}
+
+impl Paint {
+    /// On where stdout is a terminal, unless `NO_COLOR` (no-color.org) or `TERM=dumb` ask for none.
+    pub(crate) fn of_stdout() -> Paint {
+        let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = env::var_os("TERM").is_some_and(|value| value == "dumb");
+        Paint { on: std::io::stdout().is_terminal() && !refused && !dumb }
+    }
+
+    pub(crate) fn red(self, text: impl Display) -> String {
+        self.with("31", text)
+    }
+
+    pub(crate) fn green(self, text: impl Display) -> String {
+        self.with("32", text)
+    }
+
+    pub(crate) fn yellow(self, text: impl Display) -> String {
+        self.with("33", text)
+    }
+
+    pub(crate) fn blue(self, text: impl Display) -> String {
+        self.with("34", text)
+    }
+
+    pub(crate) fn cyan(self, text: impl Display) -> String {
+        self.with("36", text)
+    }
+
+    pub(crate) fn bold(self, text: impl Display) -> String {
+        self.with("1", text)
+    }
+
+    pub(crate) fn dim(self, text: impl Display) -> String {
+        self.with("2", text)
+    }
+
+    fn with(self, code: &str, text: impl Display) -> String {
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
+    }
+}
+
+/// Columns of the terminal on stdout; none when it is not one.
+pub(crate) fn width() -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ fills the struct it is given, or fails.
+    let answer = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (answer == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
+}

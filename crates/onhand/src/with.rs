@@ -1,0 +1,100 @@
+//! `onhand with`: a command, and servers around it.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::{fs::DirBuilderExt, process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, ExitStatus},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{servers, signals};
+
+/// Run a command with a private Kafka and Postgres around it
+#[derive(Args)]
+#[command(after_help = "\
+Starts what KAFKA_BROKER_URL and POSTGRES_HOSTNAME do not name, runs the command with these, \
+POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB in its environment, stops the servers, and ends \
+with the command's exit status (128 + n when signal n ended it). Signals that ask it to end are \
+passed on to the command.
+
+Example: the tests of a project that needs a Kafka and a Postgres
+  onhand with -- cargo test --workspace")]
+pub(crate) struct Arguments {
+    /// Keep the servers' data here, for the next time [default: a temporary directory]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+pub(crate) fn run(Arguments { data, command }: Arguments) -> Result<ExitCode> {
+    signals::pass_on();
+    match data {
+        Some(root) => run_at(&root, &command),
+        None => {
+            let temporary = Temporary::create()?;
+            run_at(&temporary.0, &command)
+        }
+    }
+}
+
+fn run_at(root: &Path, command: &[OsString]) -> Result<ExitCode> {
+    let servers = servers::start(root)?;
+    let ended = match signals::received() {
+        // asked to end before there was a command
+        Some(signal) => Ok(ExitCode::from(128 + signal)),
+        None => run_command(command, servers.environment()),
+    };
+    servers.stop();
+    ended
+}
+
+fn run_command(command: &[OsString], environment: Vec<(String, String)>) -> Result<ExitCode> {
+    let program = Path::new(&command[0]).display();
+    let spawned = Command::new(&command[0]).args(&command[1..]).envs(environment).spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("onhand: cannot run {program}: {error}");
+            // as shells do
+            let status = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            return Ok(ExitCode::from(status));
+        }
+    };
+    signals::to(child.id());
+    let status = child.wait().with_context(|| format!("waiting for {program}"))?;
+    signals::to(0);
+    Ok(ExitCode::from(code_of(status)))
+}
+
+fn code_of(status: ExitStatus) -> u8 {
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// A directory that is removed when dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    /// Open to the user that Postgres runs as.
+    fn create() -> Result<Temporary> {
+        let path = env::temp_dir().join(format!("onhand-with-{}", std::process::id()));
+        DirBuilder::new().mode(0o755).create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Temporary(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("onhand: {} is left behind: {error}", self.0.display());
+        }
+    }
+}

@@ -4,8 +4,11 @@
 mod address;
 mod ending;
 mod generate;
+mod readable;
+mod reading;
 mod servers;
 mod signals;
+mod tail;
 mod terminal;
 mod with;
 
@@ -25,12 +28,14 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     With(with::Arguments),
+    Tail(tail::Arguments),
     Generate(generate::Arguments),
 }
 
 fn main() -> ExitCode {
     let ended = match Arguments::parse().command {
         Command::With(arguments) => with::run(arguments),
+        Command::Tail(arguments) => tail::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
     };
     ending::exit_code(ended)

@@ -1,0 +1,102 @@
+//! Topics, read by hand: every partition, from where one likes, without a consumer group.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
+    message::{Headers, OwnedMessage},
+};
+use runtime::{KafkaSettings, kafka};
+use serde_json::{Map, Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// Where reading begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum From {
+    /// With the oldest record there is
+    Start,
+    /// With what comes next
+    End,
+}
+
+/// Reads one or more topics.
+pub(crate) struct Reader {
+    consumer: BaseConsumer,
+}
+
+impl Reader {
+    /// A reader of all partitions of these topics. Says which topics there are when one is unknown.
+    pub(crate) fn open(settings: &KafkaSettings, topics: &[&str], from: From) -> Result<Reader> {
+        let consumer: BaseConsumer = kafka::client(settings, "onhand-reader")
+            .set("group.id", "onhand-reader")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("fetch.wait.max.ms", "100")
+            .set("queued.max.messages.kbytes", "4096")
+            .create()
+            .context("Kafka settings")?;
+        let known = partitions(&consumer, &settings.broker_url)?;
+        let mut assignment = TopicPartitionList::new();
+        for topic in topics {
+            let Some(count) = known.get(*topic) else {
+                let names: Vec<_> = known.keys().map(String::as_str).collect();
+                let there = if names.is_empty() { "no topics yet".to_owned() } else { names.join(", ") };
+                bail!("there is no topic {topic:?} at {}; there are: {there}", settings.broker_url);
+            };
+            for partition in 0..*count {
+                // asked now, so that "the end" is the same for all partitions and does not move
+                let (low, high) = consumer
+                    .fetch_watermarks(topic, partition, kafka::TIMEOUT)
+                    .with_context(|| format!("asking for the end of {topic}, partition {partition}"))?;
+                let offset = if from == From::Start { low } else { high };
+                assignment.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+            }
+        }
+        consumer.assign(&assignment).context("reading partitions")?;
+        Ok(Reader { consumer })
+    }
+
+    /// The next record, when one comes in time. An error is a passing one: the broker is away.
+    pub(crate) fn next(&self, timeout: Duration) -> Result<Option<OwnedMessage>, KafkaError> {
+        let message = self.consumer.poll(timeout).transpose()?;
+        Ok(message.map(|message| message.detach()))
+    }
+}
+
+/// The topics there are, with the number of their partitions; not those that Kafka keeps for itself.
+fn partitions(consumer: &BaseConsumer, broker: &str) -> Result<BTreeMap<String, i32>> {
+    let metadata = consumer.fetch_metadata(None, kafka::TIMEOUT).with_context(|| {
+        format!("no Kafka answers at {broker} (`onhand up` starts one; KAFKA_BROKER_URL names another)")
+    })?;
+    let topics = metadata.topics().iter().filter(|topic| !topic.name().starts_with("__"));
+    Ok(topics.map(|topic| (topic.name().to_owned(), topic.partitions().len() as i32)).collect())
+}
+
+/// When the record was written; none for records without a time.
+pub(crate) fn time_of(message: &OwnedMessage) -> Option<OffsetDateTime> {
+    let millis = message.timestamp().to_millis()?;
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok()
+}
+
+/// A record as one JSON object. The value is JSON where it is JSON, else text.
+pub(crate) fn to_json(message: &OwnedMessage) -> Value {
+    let text = |bytes: &[u8]| Value::from(String::from_utf8_lossy(bytes));
+    let headers: Map<String, Value> = message
+        .headers()
+        .into_iter()
+        .flat_map(Headers::iter)
+        .map(|header| (header.key.to_owned(), header.value.map_or(Value::Null, text)))
+        .collect();
+    json!({
+        "topic": message.topic(),
+        "partition": message.partition(),
+        "offset": message.offset(),
+        "timestamp": time_of(message).and_then(|time| time.format(&Rfc3339).ok()),
+        "key": message.key().map(text),
+        "headers": headers,
+        "value": message.payload().map(|payload| serde_json::from_slice(payload).unwrap_or_else(|_| text(payload))),
+    })
+}

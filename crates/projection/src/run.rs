@@ -29,6 +29,8 @@ use crate::{
 pub struct Settings {
     /// The broker, and the errors topic.
     pub kafka: KafkaSettings,
+    /// The consumer group that shares the partitions among processes.
+    pub group: String,
     /// The topics it reads.
     pub topics: Vec<String>,
     /// Records a transaction holds at most.
@@ -67,7 +69,7 @@ pub async fn run<P: Projection>(
         reports: sender,
         tokio: Handle::current(),
     });
-    let consumer: BaseConsumer<Context> = kafka::consumer(&settings.kafka, P::SERVICE, P::SERVICE)
+    let consumer: BaseConsumer<Context> = kafka::consumer(&settings.kafka, P::SERVICE, &settings.group)
         .create_with_context(Context::default())
         .context("Kafka settings")?;
     let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();

@@ -180,14 +180,12 @@ impl<P: Projection> Fetch<P> {
                 continue;
             }
             let emptied = if is_full { self.empties.blocking_recv() } else { self.empties.try_recv().ok() };
-            match emptied {
-                Some(buffer) => {
-                    if self.full.blocking_send(std::mem::replace(&mut filling, buffer)).is_err() {
-                        return;
-                    }
-                }
-                None if is_full => return,
-                None => {}
+            let applying = match emptied {
+                Some(buffer) => self.full.blocking_send(std::mem::replace(&mut filling, buffer)).is_ok(),
+                None => !is_full,
+            };
+            if !applying {
+                return;
             }
         }
     }

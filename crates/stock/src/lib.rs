@@ -24,6 +24,8 @@ pub struct Settings {
     pub kafka: KafkaSettings,
     /// The database.
     pub postgres: PostgresSettings,
+    /// `STOCK_GROUP`: the consumer group that shares the partitions among processes.
+    pub group: String,
     /// For early sales.
     pub patience: Patience,
     /// `STOCK_BATCH_SIZE`: events a transaction holds at most.
@@ -38,6 +40,7 @@ impl Settings {
         Settings {
             kafka: KafkaSettings::read(env),
             postgres: PostgresSettings::read(env),
+            group: env.text_or("STOCK_GROUP", "stock"),
             patience: Patience {
                 tries: env.parse_or("KAFKA_EVENT_RETRIES", 5, "a number from 0 to 30", |tries| *tries <= 30),
                 first_pause: env.millis_or("STOCK_RETRY_MS", 2_000),
@@ -56,6 +59,7 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
     let connections = settings.transactions + 2;
     let pool = postgres::connect(&settings.postgres, "onhand-stock", connections, &health, &shutdown).await?;
     let projected = ::projection::Settings {
+        group: settings.group,
         topics: vec![settings.kafka.topic_of(&EVENT_TYPE).to_owned()],
         kafka: settings.kafka,
         batch_size: settings.batch_size,

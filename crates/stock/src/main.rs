@@ -20,8 +20,14 @@ async fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         None => {}
         Some("health") => return health(&mut env),
-        Some("--version" | "-V") => return Ok(println!("stock {}", env!("CARGO_PKG_VERSION"))),
-        Some("--help" | "-h") => return Ok(print!("{HELP}")),
+        Some("--version" | "-V") => {
+            println!("stock {}", env!("CARGO_PKG_VERSION"));
+            return Ok(());
+        }
+        Some("--help" | "-h") => {
+            print!("{HELP}");
+            return Ok(());
+        }
         Some(other) => bail!("unknown argument {other:?}\n\n{HELP}"),
     }
     logs::start(&mut env);

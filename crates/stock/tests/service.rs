@@ -1,0 +1,104 @@
+//! The stock service on a real Kafka and a real Postgres.
+
+mod house;
+
+use events::stock::Movement::{Incoming, Sale};
+use house::{House, event};
+use serde_json::json;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn goods_come_in_are_sold_and_are_counted_once() {
+    let house = House::new(3, &[]).await;
+    let service = house.start();
+    house.send(&[
+        event(1, Incoming, 3, 400),
+        event(2, Sale, 3, 20),
+        event(1, Incoming, 3, 400),
+        event(3, Incoming, 7, 5),
+    ]);
+    house.until_read().await;
+    assert_eq!(house.items().await, [(4, 3, 380), (4, 7, 5)]);
+    assert_eq!(house.count("transactions").await, 3);
+    assert!(house.error_records().is_empty());
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_sale_waits_for_its_stock_in_the_same_batch_and_across_restarts() {
+    let house = House::new(1, &[("STOCK_RETRY_MS", "600000")]).await;
+    let service = house.start();
+    house.send(&[event(1, Sale, 1, 5), event(2, Sale, 2, 5), event(3, Incoming, 2, 9)]);
+    house.until_read().await;
+    assert_eq!((house.items().await, house.count("waiting_sales").await), (vec![(4, 2, 4)], 1));
+    service.stop().await.expect("a clean stop");
+
+    let service = house.start();
+    house.send(&[event(4, Incoming, 1, 5)]);
+    house.until_read().await;
+    assert_eq!((house.items().await, house.count("waiting_sales").await), (vec![(4, 1, 0), (4, 2, 4)], 0));
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sale_that_never_fits_is_refused_after_its_last_try_and_may_come_again() {
+    let house = House::new(1, &[("KAFKA_EVENT_RETRIES", "2")]).await;
+    let service = house.start();
+    house.send(&[event(1, Incoming, 3, 10), event(2, Sale, 3, 30), event(3, Sale, 9, 1)]);
+    house.until_read().await;
+    house.until("both are given up", async || house.count("waiting_sales").await == 0).await;
+    house.until_read().await;
+    let mut reasons: Vec<_> = house.error_records().iter().map(|record| record.payload["error"].clone()).collect();
+    reasons.sort_by_key(ToString::to_string);
+    assert_eq!(reasons, ["4-3 stock amount would be less than 0: -20!", "4-9 does not exist!"]);
+
+    house.send(&[event(4, Incoming, 3, 20), event(2, Sale, 3, 30)]);
+    house.until_read().await;
+    assert_eq!(house.items().await, [(4, 3, 0)]);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_id_with_other_content_is_refused_also_while_the_first_one_waits() {
+    let house = House::new(1, &[("STOCK_RETRY_MS", "600000")]).await;
+    let service = house.start();
+    house.send(&[event(1, Incoming, 3, 10), event(2, Sale, 8, 1)]);
+    house.until_read().await;
+    house.send(&[event(1, Incoming, 3, 11), event(2, Sale, 8, 2), event(1, Incoming, 3, 10), event(5, Incoming, 3, 1)]);
+    house.until_read().await;
+    assert_eq!(house.items().await, [(4, 3, 11)]);
+    let errors: Vec<_> = house
+        .error_records()
+        .iter()
+        .map(|record| record.header("__connect.errors.exception.class.name").to_owned())
+        .collect();
+    assert_eq!(errors, ["ConflictingTransaction", "ConflictingTransaction"]);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_no_event_goes_to_the_errors_with_its_bytes_and_holds_up_nothing() {
+    let house = House::new(1, &[]).await;
+    let service = house.start();
+    let good = event(1, Incoming, 3, 10).to_json();
+    let numbers = r#"{"transaction_id":"00000000-0000-0000-0000-000000000002","event_type":"sale","date":"2019-04-14T03:47:13Z","store_number":4,"item_number":3,"value":4,"cashier":"Eve"}"#;
+    let unknown = r#"{"transaction_id":"00000000-0000-0000-0000-000000000003","event_type":"gift","date":"2019-04-14T03:47:13Z","store_number":"4","item_number":"3","value":"4","cashier":"Eve"}"#;
+    let records: [&[u8]; 5] = [b"hello", good.as_bytes(), b"\xff\xfe", numbers.as_bytes(), unknown.as_bytes()];
+    house.send_raw(records.iter().map(|payload| (b"4-3".as_slice(), *payload)));
+    house.until_read().await;
+    assert_eq!(house.items().await, [(4, 3, 6)]);
+    let errors = house.error_records();
+    let payloads: Vec<_> = errors.iter().map(|record| record.payload.clone()).collect();
+    assert_eq!(
+        payloads,
+        [
+            json!({"raw": "hello", "error": "the record is not a stock event: expected value at line 1 column 1"}),
+            json!({"raw": "\u{fffd}\u{fffd}", "raw_base64": "//4=", "error": "the record is not a stock event: expected value at line 1 column 1"}),
+            json!({"transaction_id": "00000000-0000-0000-0000-000000000003", "event_type": "gift", "date": "2019-04-14T03:47:13Z",
+                   "store_number": "4", "item_number": "3", "value": "4", "cashier": "Eve",
+                   "error": "event_type: \"gift\" is not known (one of: incoming, sale)"}),
+        ]
+    );
+    let places: Vec<_> = errors.iter().map(|record| record.header("__connect.errors.offset").to_owned()).collect();
+    assert_eq!(places, ["0", "2", "4"]);
+    service.stop().await.expect("a clean stop");
+}

@@ -21,3 +21,11 @@ pub use kafka::Kafka;
 pub use postgres::{PgAddress, Postgres};
 pub use shared::{Shared, shared};
 pub use start::{Sandbox, StartError};
+
+/// FNV-1a, for names of files: the same in every build, unlike the standard library's hash.
+fn short_hash(bytes: &[u8]) -> String {
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{:010x}", hash >> 24)
+}

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use crate::{cache, maven};
+use crate::{cache, maven, short_hash};
 
 const POM: &str = include_str!("../../../../dev/kafka/pom.xml");
 /// The version that the POM fetches.
@@ -41,9 +41,64 @@ pub(crate) fn command(jars: &Path, level: &str) -> Command {
     let mut class_path = OsString::from(jars);
     class_path.push("/*");
     let mut java = Command::new(program());
+    // Against G1: the same rate (150-200K records/s of 180 bytes on 2 cores) with 90 MB less.
+    java.args(["-XX:+UseSerialGC", "-Xshare:auto"]);
     java.arg("-cp").arg(class_path).arg(format!("-Dlog4j2.level={level}"));
     java.current_dir("/").stdin(Stdio::null());
     java
+}
+
+/// Java's archive of the classes that Kafka loads, which halves the processor time of a start.
+/// The first broker that ends in order writes it, for this Java and these jars.
+#[derive(Debug)]
+pub(crate) struct ClassArchive {
+    file: PathBuf,
+    /// What this broker writes; it gets its name when it is complete.
+    part: PathBuf,
+}
+
+impl ClassArchive {
+    /// `port` keeps apart what brokers write at the same time.
+    pub(crate) fn beside(jars: &Path, port: u16) -> Self {
+        let key = short_hash(identity_of_java().as_bytes());
+        let file = PathBuf::from(format!("{}-{key}.jsa", jars.display()));
+        let part = file.with_extension(format!("{port}.part"));
+        Self { file, part }
+    }
+
+    /// The option that uses it, once it is there.
+    pub(crate) fn used(&self) -> Option<OsString> {
+        self.file.exists().then(|| option("-XX:SharedArchiveFile=", &self.file))
+    }
+
+    /// The option that writes it when Java ends.
+    pub(crate) fn written(&self) -> OsString {
+        option("-XX:ArchiveClassesAtExit=", &self.part)
+    }
+
+    /// Keeps what a broker that has ended wrote; `complete` unless it was cut short.
+    pub(crate) fn keep(&self, complete: bool) {
+        // Failing costs the next start its speed and nothing else.
+        let _ = match complete {
+            true => fs::rename(&self.part, &self.file),
+            false => fs::remove_file(&self.part),
+        };
+    }
+}
+
+fn option(name: &str, path: &Path) -> OsString {
+    let mut option = OsString::from(name);
+    option.push(path);
+    option
+}
+
+/// Tells one Java from another, or from itself after an update, whose archives it would not use.
+fn identity_of_java() -> String {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let java = env::split_paths(&path).map(|dir| dir.join(program())).find(|java| java.is_file());
+    let java = java.and_then(|java| fs::canonicalize(java).ok()).unwrap_or_default();
+    let modified = fs::metadata(&java).and_then(|of| of.modified());
+    format!("{} {:?}", java.display(), modified.ok())
 }
 
 /// Fails, in plain words, unless there is a Java that can run Kafka.

@@ -12,10 +12,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{Process, names, pid_in, signal, tail, wait_until};
 use crate::{nursery, ports};
+use java::ClassArchive;
 
 /// Recovery after a crash reads the segments that were open.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-const STOPPED_WITHIN: Duration = Duration::from_secs(20);
+const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A private Kafka broker on 127.0.0.1, stopped when dropped.
 #[derive(Debug)]
@@ -24,6 +25,7 @@ pub struct Kafka {
     pub port: u16,
     jars: PathBuf,
     home: PathBuf,
+    archive: ClassArchive,
     process: Option<Process>,
 }
 
@@ -50,7 +52,7 @@ impl Kafka {
         let [port, controller] = ports::remembered(&home.join("ports"))?;
         fs::write(home.join("server.properties"), properties(&home, port, controller))?;
         File::create(home.join("kafka.log"))?;
-        let mut broker = Self { port, jars, home, process: None };
+        let mut broker = Self { port, archive: ClassArchive::beside(&jars, port), jars, home, process: None };
         if !formatted {
             say("creating a private Kafka");
             broker.format()?;
@@ -69,11 +71,13 @@ impl Kafka {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// Ends it in order; by SIGKILL if that takes longer than 20 seconds.
+    /// Ends it in order; by SIGKILL if that takes longer than 30 seconds.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.resume();
-            process.end(&[libc::SIGTERM, libc::SIGKILL], STOPPED_WITHIN);
+            process.end(&[libc::SIGTERM], STOPPED_WITHIN);
+            self.archive.keep(matches!(process.ended(), Ok(Some(_))));
+            process.kill();
             let _ = fs::remove_file(self.home.join("pid"));
         }
     }
@@ -109,6 +113,7 @@ impl Kafka {
     /// Gives a new data directory its cluster id.
     fn format(&self) -> Result<()> {
         let mut tool = java::command(&self.jars, "ERROR");
+        tool.args(self.archive.used()).arg("-XX:TieredStopAtLevel=1");
         tool.arg("kafka.tools.StorageTool").args(["format", "-t", &cluster_id()?, "-c"]);
         tool.arg(self.home.join("server.properties"));
         let log = self.log()?;
@@ -120,7 +125,8 @@ impl Kafka {
 
     fn run(&mut self) -> Result<()> {
         let mut java = java::command(&self.jars, "WARN");
-        java.args(["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-Xshare:auto", "kafka.Kafka"]);
+        java.arg(self.archive.used().unwrap_or_else(|| self.archive.written()));
+        java.args(["-Xms256m", "-Xmx512m", "kafka.Kafka"]);
         java.arg(self.home.join("server.properties"));
         let log = self.log()?;
         java.stdout(log.try_clone()?).stderr(log);
@@ -179,7 +185,8 @@ pub(crate) fn stop_leftover(home: &Path) -> Result<()> {
 }
 
 /// One node that is broker and controller; private data, so nothing expires; one copy of
-/// everything; few internal partitions; buffers that fit a small heap.
+/// everything; few internal partitions; buffers that fit a small heap. After a crash the broker may
+/// come back only when the session of its earlier life has ended, 9 s by default.
 fn properties(home: &Path, port: u16, controller: u16) -> String {
     // A backslash is an escape in Java's property files.
     let data = home.join("data").display().to_string().replace('\\', "\\\\");
@@ -190,6 +197,8 @@ controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
 log.dirs={data}
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false
 log.retention.ms=-1
 log.cleaner.dedupe.buffer.size=16777216

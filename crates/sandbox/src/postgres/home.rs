@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::leftover;
 use crate::account::{Account, is_ours};
+use crate::short_hash;
 
 /// The directory for everything of this Postgres; made when missing. `root` is canonical.
 pub(crate) fn prepare(root: &Path, account: &Account, say: &dyn Fn(&str)) -> Result<PathBuf> {
@@ -23,7 +24,7 @@ pub(crate) fn prepare(root: &Path, account: &Account, say: &dyn Fn(&str)) -> Res
         make(&home).with_context(failed)?;
         return Ok(home);
     }
-    let elsewhere = PathBuf::from(format!("/var/tmp/onhand-{}", short_hash(root)));
+    let elsewhere = PathBuf::from(format!("/var/tmp/onhand-{}", short_hash(root.as_os_str().as_encoded_bytes())));
     say(&format!(
         "Postgres' data goes to {}, because user {} may not enter {}",
         elsewhere.display(),
@@ -71,13 +72,4 @@ fn remove(home: &Path) -> Result<()> {
 fn make(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755))
-}
-
-/// FNV-1a: the same in every build, unlike the standard library's hash.
-fn short_hash(path: &Path) -> String {
-    let bytes = path.as_os_str().as_encoded_bytes();
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{:010x}", hash >> 24)
 }

@@ -1,0 +1,80 @@
+//! The import directory: `input/` for files to come, `done/` and `rejected/` for those that went,
+//! `progress/` for how far the others are.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::names;
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub(crate) struct Directory {
+    pub(crate) input: PathBuf,
+    pub(crate) done: PathBuf,
+    pub(crate) rejected: PathBuf,
+    pub(crate) progress: PathBuf,
+}
+
+impl Directory {
+    /// Creates what is not there.
+    pub(crate) fn create(root: &Path) -> Result<Directory> {
+        let directory = Directory {
+            input: root.join("input"),
+            done: root.join("done"),
+            rejected: root.join("rejected"),
+            progress: root.join("progress"),
+        };
+        for folder in [&directory.input, &directory.done, &directory.rejected, &directory.progress] {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("IMPORT_DIRECTORY: cannot create {}", folder.display()))?;
+        }
+        Ok(directory)
+    }
+
+    /// How far the file of this name in `input/` is.
+    pub(crate) fn progress_of(&self, name: &OsStr) -> PathBuf {
+        self.progress.join(format!("{}.json", names::key(name)))
+    }
+
+    /// The rows of the file of this name in `input/` that were refused so far.
+    pub(crate) fn refused_of(&self, name: &OsStr) -> PathBuf {
+        self.rejected.join(format!(".{}.part", names::key(name)))
+    }
+}
+
+/// Writes a file such that nobody ever sees half of it. It is not flushed to the disk: after a
+/// power failure the worst is that rows are sent again.
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut temporary = path.to_owned();
+    let stem = path.file_name().map(names::key).unwrap_or_default();
+    temporary.set_file_name(format!(".{stem}.tmp"));
+    fs::File::create(&temporary)?.write_all(bytes)?;
+    fs::rename(&temporary, path)
+}
+
+/// Removes a file; one that is not there is fine.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Renames a file, also where the target is on another file system.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            let temporary = to.with_file_name(format!(".{}.tmp", to.file_name().map(names::key).unwrap_or_default()));
+            fs::copy(from, &temporary)?;
+            fs::rename(&temporary, to)?;
+            fs::remove_file(from)
+        }
+        renamed => renamed,
+    }
+}

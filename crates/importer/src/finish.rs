@@ -1,0 +1,119 @@
+//! The end of a file: each step is done whole or not at all, and what a crash leaves is completed
+//! at the next start, without sending anything again.
+
+use std::{fs, io, path::Path};
+
+use crate::{
+    directory::{Directory, remove, rename, write_atomically},
+    names::{free_name, receipt_name, rejected_name},
+    receipt::{Finished, Progress, Receipt, name_from_hex, name_to_hex},
+    source::Identity,
+};
+
+/// How a file ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ending {
+    /// What was wrong with the file as a whole.
+    pub(crate) error: Option<String>,
+    /// Whether it is no longer in `input/`, or another one is.
+    pub(crate) gone: bool,
+    /// Its size and SHA-256.
+    pub(crate) whole: (u64, String),
+}
+
+/// Decides where everything goes: the record that makes the end restartable.
+pub(crate) fn decide(
+    directory: &Directory,
+    progress: Progress,
+    event_type: Option<&str>,
+    identity: Identity,
+    ending: &Ending,
+    now: String,
+) -> Option<Progress> {
+    let name = progress.name()?;
+    let to_rejected = ending.error.is_some() && !ending.gone;
+    let folder = if to_rejected { &directory.rejected } else { &directory.done };
+    let target = free_name(folder, &name);
+    let refused_target = (progress.refused_bytes > 0).then(|| {
+        let mut wanted = rejected_name(&name);
+        if to_rejected && wanted == target {
+            // cannot be told apart from the file itself
+            wanted = free_name(&directory.rejected, &std::ffi::OsString::from(format!("rows-of-{}", wanted.display())));
+        }
+        free_name(&directory.rejected, &wanted)
+    });
+    let receipt = Receipt {
+        file: progress.file.clone(),
+        event_type: event_type.map(str::to_owned),
+        rows: progress.accepted + progress.refused,
+        accepted: progress.accepted,
+        refused: progress.refused,
+        bytes: ending.whole.0,
+        sha256: ending.whole.1.clone(),
+        started_at: progress.started_at.clone(),
+        finished_at: now,
+        rejected: refused_target.as_ref().map(|name| name.to_string_lossy().into_owned()),
+        error: ending.error.clone(),
+        left_in_place: false,
+    };
+    let finished = Finished {
+        receipt,
+        to_rejected,
+        receipt_target: name_to_hex(&receipt_name(&target)),
+        target: (!ending.gone).then(|| name_to_hex(&target)),
+        refused_target: refused_target.map(|name| name_to_hex(&name)),
+        device: identity.device,
+        inode: identity.inode,
+    };
+    Some(Progress { finished: Some(finished), ..progress })
+}
+
+/// Does what the record says, as far as it is not done yet. Its last step removes the record.
+pub(crate) fn complete(directory: &Directory, progress: &Progress) -> io::Result<()> {
+    let (Some(finished), Some(name)) = (&progress.finished, progress.name()) else { return Ok(()) };
+    let refused = directory.refused_of(&name);
+    match &finished.refused_target {
+        Some(target) if refused.exists() => {
+            fs::File::options().write(true).open(&refused)?.set_len(progress.refused_bytes)?;
+            rename(&refused, &directory.rejected.join(name_from_hex(target)))?;
+        }
+        Some(_) => {}
+        None => remove(&refused)?,
+    }
+    let folder = if finished.to_rejected { &directory.rejected } else { &directory.done };
+    if let Some(target) = &finished.target {
+        let (from, to) = (directory.input.join(&name), folder.join(name_from_hex(target)));
+        if to.symlink_metadata().is_err() && is_that_file(&from, finished) {
+            rename(&from, &to)?;
+        }
+    }
+    let receipt = serde_json::to_vec_pretty(&finished.receipt)?;
+    write_atomically(&folder.join(name_from_hex(&finished.receipt_target)), &receipt)?;
+    remove(&directory.progress_of(&name))
+}
+
+fn is_that_file(path: &Path, finished: &Finished) -> bool {
+    let expected = Identity { device: finished.device, inode: finished.inode };
+    fs::metadata(path).is_ok_and(|metadata| Identity::from(&metadata) == expected)
+}
+
+/// Completes what the record at `path` says when it is of a finished file, or of one that has gone
+/// since. Other files are gone on with.
+pub(crate) fn complete_left(directory: &Directory, path: &Path) -> io::Result<()> {
+    let Some(progress) = Progress::read(path) else { return remove(path) };
+    let Some(name) = progress.name() else { return remove(path) };
+    if progress.finished.is_some() {
+        tracing::info!("completing {name:?}, which was imported before the restart");
+        return complete(directory, &progress);
+    }
+    if directory.input.join(&name).symlink_metadata().is_ok() {
+        return Ok(());
+    }
+    let error = format!("the file was deleted while being read; {} of its rows were imported", progress.accepted);
+    tracing::warn!("{name:?}: {error}");
+    let ending = Ending { error: Some(error), gone: true, whole: (progress.byte, progress.sha256.clone()) };
+    match decide(directory, progress, None, Identity { device: 0, inode: 0 }, &ending, crate::receipt::now()) {
+        Some(decided) => complete(directory, &decided),
+        None => remove(path),
+    }
+}

@@ -1,0 +1,265 @@
+//! A file of `input/` on its way, and its slice of work: read on, see whether it is complete.
+
+use std::{
+    ffi::OsString,
+    fs::{self, Metadata},
+    io,
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::{
+    desk::Desk,
+    figures,
+    finish::Ending,
+    names::{Named, named},
+    quiet::{Quiet, Writers, writers},
+    reading::{Mark, Reading, Step},
+    receipt::Progress,
+    source::{Identity, open},
+};
+
+/// How long one file is worked on before the next one's turn.
+const SLICE: Duration = Duration::from_millis(50);
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// Where a file stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// In the queue of files to be read.
+    Reading,
+    /// Read to its end so far; looked at again when its time comes.
+    Parked,
+    /// Read to its end, waiting for acknowledgements.
+    Draining,
+    /// All is acknowledged; the files could not be moved yet.
+    Finishing,
+}
+
+/// What a slice of work came to.
+#[derive(Debug)]
+pub(crate) enum Slice {
+    /// There is more to do.
+    More,
+    /// Kafka takes no more now.
+    Blocked,
+    /// At its end, but not complete.
+    Park,
+    /// It won't get any longer; how it ended is in `ending`.
+    Ended,
+    /// It is another file now, or shorter: begin anew, for this reason.
+    Anew(String),
+}
+
+/// A file on its way.
+pub(crate) struct Import {
+    pub(crate) name: OsString,
+    path: PathBuf,
+    gzip: bool,
+    pub(crate) reading: Reading,
+    pub(crate) stage: Stage,
+    pub(crate) identity: Identity,
+    quiet: Quiet,
+    /// Set when reading has ended.
+    pub(crate) ending: Option<Ending>,
+    /// What is behind the place where reading ended, for the file's SHA-256.
+    beyond: Option<Mark>,
+    /// The record that ends it, once decided.
+    pub(crate) decided: Option<Progress>,
+    pub(crate) started_at: String,
+    pub(crate) started: Instant,
+    pub(crate) written: Instant,
+    said: (Instant, u64),
+}
+
+impl Import {
+    pub(crate) fn new(
+        name: OsString,
+        path: PathBuf,
+        reading: Reading,
+        metadata: &Metadata,
+        started_at: String,
+    ) -> Import {
+        let now = Instant::now();
+        Import {
+            gzip: named(&name) == Named::Gzip,
+            name,
+            path,
+            reading,
+            stage: Stage::Reading,
+            identity: metadata.into(),
+            quiet: Quiet::new(metadata, now),
+            ending: None,
+            beyond: None,
+            decided: None,
+            started_at,
+            started: now,
+            written: now,
+            said: (now, 0),
+        }
+    }
+
+    /// Works on the file for a while. An error is the system's, and may pass.
+    pub(crate) fn slice(&mut self, desk: &mut Desk, quiet: Duration) -> io::Result<Slice> {
+        if self.ending.is_some() {
+            return self.read_whole(desk);
+        }
+        if self.reading.source.is_none() {
+            match self.reopen()? {
+                None => {}
+                Some(slice) => return Ok(slice),
+            }
+        }
+        if self.gzip && self.reading.here.byte == 0 && self.reading.in_flight == 0 && !self.is_complete(quiet)? {
+            self.reading.source = None;
+            return Ok(Slice::Park);
+        }
+        let until = Instant::now() + SLICE;
+        let mut last = self.gzip;
+        while Instant::now() < until {
+            if desk.sender.flight().is_full() {
+                return Ok(Slice::Blocked);
+            }
+            let step = self.reading.step(desk, last)?;
+            desk.sender.poll(Duration::ZERO);
+            match step {
+                Step::More => {}
+                Step::Blocked => return Ok(Slice::Blocked),
+                Step::Changed(why) => return Ok(Slice::Anew(why)),
+                Step::Spoilt(error) => return Ok(self.end(Some(error), false)),
+                Step::End { .. } if self.reading.is_replaying() => {
+                    return Ok(Slice::Anew("it is shorter than it was".into()));
+                }
+                Step::End { rest: false } if last => return Ok(self.end(None, false)),
+                Step::End { .. } => match self.at_end(quiet)? {
+                    None => last = true,
+                    Some(slice) => return Ok(slice),
+                },
+            }
+        }
+        self.say();
+        Ok(Slice::More)
+    }
+
+    /// At the end of what is there: None when the file is complete.
+    fn at_end(&mut self, quiet: Duration) -> io::Result<Option<Slice>> {
+        if let Some(slice) = self.look()? {
+            return Ok(Some(slice));
+        }
+        if self.is_complete(quiet)? {
+            return Ok(None);
+        }
+        self.reading.source = None;
+        Ok(Some(Slice::Park))
+    }
+
+    /// Looks whether the file of our name is still the one that we read, and as long.
+    fn look(&mut self) -> io::Result<Option<Slice>> {
+        let metadata = match fs::metadata(&self.path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(self.gone("deleted"))),
+            Err(error) => return Err(error),
+        };
+        if Identity::from(&metadata) != self.identity {
+            return Ok(Some(self.gone("replaced by another file")));
+        }
+        if !self.gzip && metadata.len() < self.reading.here.byte {
+            let (size, byte) = (metadata.len(), self.reading.here.byte);
+            return Ok(Some(Slice::Anew(format!("it was cut to {size} bytes while being read, at byte {byte}"))));
+        }
+        self.quiet.observe(&metadata, Instant::now());
+        Ok(None)
+    }
+
+    fn gone(&mut self, how: &str) -> Slice {
+        let rows = self.reading.here.accepted;
+        self.end(Some(format!("the file was {how} while being read; {rows} of its rows were imported")), true)
+    }
+
+    fn end(&mut self, error: Option<String>, gone: bool) -> Slice {
+        self.ending = Some(Ending { error, gone, whole: Default::default() });
+        self.beyond = Some(self.reading.here.clone());
+        Slice::More
+    }
+
+    /// Reads the rest of the file for its SHA-256.
+    fn read_whole(&mut self, desk: &mut Desk) -> io::Result<Slice> {
+        let until = Instant::now() + SLICE;
+        let (Some(ending), Some(beyond)) = (&mut self.ending, &mut self.beyond) else { return Ok(Slice::More) };
+        while Instant::now() < until {
+            if let Some(whole) = self.reading.whole(desk, beyond)? {
+                ending.whole = whole;
+                self.reading.source = None;
+                self.beyond = None;
+                return Ok(Slice::Ended);
+            }
+        }
+        Ok(Slice::More)
+    }
+
+    /// Opens the file (again). A slice when it is not the same any more.
+    fn reopen(&mut self) -> io::Result<Option<Slice>> {
+        if let Some(slice) = self.look()? {
+            return Ok(Some(slice));
+        }
+        let file = match open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(self.gone("deleted"))),
+            Err(error) => return Err(error),
+        };
+        if Identity::from(&file.metadata()?) != self.identity {
+            return Ok(Some(self.gone("replaced by another file")));
+        }
+        self.reading.open(file);
+        Ok(None)
+    }
+
+    fn is_complete(&self, quiet: Duration) -> io::Result<bool> {
+        let Some(source) = &self.reading.source else { return Ok(false) };
+        let file = source.file();
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        // the kernel is asked last: when it says that nobody writes, that is so
+        Ok(self.quiet.is_complete(Writers::None, quiet, now, clock)
+            && self.quiet.is_complete(writers(file), quiet, now, clock))
+    }
+
+    /// Whether the file is as it was when it was found to be complete. None when it has gone.
+    pub(crate) fn is_unchanged(&mut self) -> io::Result<Option<bool>> {
+        match fs::metadata(&self.path) {
+            Ok(metadata) if Identity::from(&metadata) == self.identity => {
+                Ok(Some(self.quiet.observe(&metadata, Instant::now())))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Back to what is acknowledged, to send the rest again.
+    pub(crate) fn rewind(&mut self) {
+        self.reading.rewind();
+        self.ending = None;
+        self.beyond = None;
+        self.stage = Stage::Reading;
+    }
+
+    /// Tells of long files every few seconds.
+    fn say(&mut self) {
+        let (since, rows) = self.said;
+        let elapsed = since.elapsed();
+        if elapsed < SAY_EVERY {
+            return;
+        }
+        let here = &self.reading.here;
+        let all = here.accepted + here.refused;
+        let (read, size) = (self.reading.bytes_read(), self.quiet.size().max(1));
+        tracing::info!(
+            "importing {:?}: {}% of {}, {:.0} rows/s",
+            self.name,
+            read.saturating_mul(100) / size,
+            figures::size(size),
+            all.saturating_sub(rows) as f64 / elapsed.as_secs_f64()
+        );
+        self.said = (Instant::now(), all);
+    }
+}

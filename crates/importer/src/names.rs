@@ -1,0 +1,176 @@
+//! Names of files: which are ours to read, and what the files derived from them are called. Names
+//! are bytes: they may hold anything but `/` and NUL, and be up to 255 bytes long.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::Path,
+};
+
+use sha2::{Digest, Sha256};
+
+/// The longest name a file system takes.
+const LONGEST: usize = 255;
+
+/// What a name in `input/` says about a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// `.csv`
+    Csv,
+    /// `.csv.gz`
+    Gzip,
+    /// Hidden or temporary: somebody is not done with it yet.
+    Temporary,
+    /// Not ours.
+    Other,
+}
+
+/// Reads a name in `input/`.
+pub(crate) fn named(name: &OsStr) -> Named {
+    let name = name.as_bytes().to_ascii_lowercase();
+    if name.starts_with(b".") || [&b".part"[..], b".tmp", b"~"].iter().any(|end| name.ends_with(end)) {
+        Named::Temporary
+    } else if name.ends_with(b".csv") {
+        Named::Csv
+    } else if name.ends_with(b".csv.gz") {
+        Named::Gzip
+    } else {
+        Named::Other
+    }
+}
+
+/// A short name for the files that belong to `name` while it is being read.
+pub(crate) fn key(name: &OsStr) -> String {
+    hex(&Sha256::digest(name.as_bytes())[..16])
+}
+
+/// `NAME.receipt.json`
+pub(crate) fn receipt_name(name: &OsStr) -> OsString {
+    let end = b".receipt.json";
+    if name.len() + end.len() <= LONGEST {
+        return joined(name.as_bytes(), end);
+    }
+    let end = [b"~", &key(name).as_bytes()[..8], end].concat();
+    joined(cut(name.as_bytes(), LONGEST - end.len()), &end)
+}
+
+/// `NAME.csv` for the refused rows of a `NAME.csv` or `NAME.csv.gz`.
+pub(crate) fn rejected_name(name: &OsStr) -> OsString {
+    match named(name) {
+        Named::Gzip => OsStr::from_bytes(&name.as_bytes()[..name.len() - 3]).to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
+/// `name`, or `name` with `-2`, `-3` ... before its extension, such that neither it nor its
+/// receipt exists in `directory`.
+pub(crate) fn free_name(directory: &Path, name: &OsStr) -> OsString {
+    let taken = |name: &OsStr| {
+        directory.join(name).symlink_metadata().is_ok() || directory.join(receipt_name(name)).symlink_metadata().is_ok()
+    };
+    if !taken(name) {
+        return name.to_owned();
+    }
+    let bytes = name.as_bytes();
+    let extension = match named(name) {
+        Named::Csv => 4,
+        Named::Gzip => 7,
+        _ => 0,
+    };
+    let (stem, extension) = bytes.split_at(bytes.len() - extension);
+    let mut number = 2_u64;
+    loop {
+        let end = [format!("-{number}").as_bytes(), extension].concat();
+        let candidate = joined(cut(stem, LONGEST - end.len()), &end);
+        if !taken(&candidate) {
+            return candidate;
+        }
+        number += 1;
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The bytes of hexadecimal digits.
+pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+}
+
+fn joined(stem: &[u8], end: &[u8]) -> OsString {
+    OsString::from_vec([stem, end].concat())
+}
+
+/// At most `length` bytes, not cut inside a character.
+fn cut(name: &[u8], length: usize) -> &[u8] {
+    if name.len() <= length {
+        return name;
+    }
+    match std::str::from_utf8(name) {
+        Ok(text) => &name[..text.floor_char_boundary(length)],
+        Err(_) => &name[..length],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_and_temporary_names_are_left_alone_whatever_their_extension() {
+        let cases = [
+            ("a.csv", Named::Csv),
+            ("A.CSV", Named::Csv),
+            ("a.csv.gz", Named::Gzip),
+            (".a.csv", Named::Temporary),
+            ("a.csv.part", Named::Temporary),
+            ("a.csv.tmp", Named::Temporary),
+            ("a.csv~", Named::Temporary),
+            ("a.txt", Named::Other),
+            ("a.gz", Named::Other),
+            ("csv", Named::Other),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(named(OsStr::new(name)), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_taken_name_gets_a_number_before_its_extension() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let free = |name: &str| free_name(directory.path(), OsStr::new(name)).into_string().expect("UTF-8");
+        for name in ["a.csv", "a-2.csv", "b.csv.gz", "c.csv.receipt.json"] {
+            std::fs::write(directory.path().join(name), "").expect("a file");
+        }
+        assert_eq!(
+            [free("a.csv"), free("b.csv.gz"), free("c.csv"), free("d.csv")],
+            ["a-3.csv", "b-2.csv.gz", "c-2.csv", "d.csv"]
+        );
+    }
+
+    #[test]
+    fn the_longest_names_have_receipts_and_numbers_too() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let name = format!("{}.csv", "ü".repeat(125));
+        std::fs::write(directory.path().join(&name), "").expect("a file");
+        let free = free_name(directory.path(), OsStr::new(&name));
+        let receipt = receipt_name(&free);
+        assert!(free.len() <= LONGEST && free.to_str().is_some_and(|free| free.ends_with("ü-2.csv")), "{free:?}");
+        assert!(receipt.len() <= LONGEST && receipt.to_str().is_some_and(|name| name.ends_with(".receipt.json")));
+        assert_ne!(receipt, receipt_name(OsStr::new(&name)));
+    }
+
+    #[test]
+    fn names_survive_hexadecimal() {
+        assert_eq!(unhex(&hex(b"\xff\0a")), Some(b"\xff\0a".to_vec()));
+        assert_eq!(unhex("abc"), None);
+    }
+}

@@ -1,0 +1,388 @@
+//! One file on its way: where we are in it, and the step that takes a buffer of it to Kafka. Knows
+//! nothing of directories, of other files, or of when a file is complete.
+
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
+
+use events::{DeadLetter, Header, Row, RowError, RowReader, dead_letter::RowPlace, row::is_blank};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    desk::{BUFFER, Chunk, Desk},
+    lines::{LONGEST, Lines, Piece, SHOWN},
+    receipt::{Progress, digest},
+    refused,
+    sender::{Batches, Sender, Sent},
+    source::{Source, SourceError},
+};
+
+/// How much may be written to the file of refused rows at a time.
+const REFUSED: usize = 512 * 1024;
+
+/// A place in a file, and what was before it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Mark {
+    /// In the unpacked text.
+    pub(crate) byte: u64,
+    pub(crate) line: u64,
+    pub(crate) inside_long_line: bool,
+    pub(crate) accepted: u64,
+    pub(crate) refused: u64,
+    pub(crate) refused_bytes: u64,
+    pub(crate) hash: Sha256,
+}
+
+/// What a step came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// There may be more.
+    More,
+    /// The file has no more lines now; `rest` tells whether bytes without a line break are left.
+    End { rest: bool },
+    /// Kafka takes no more now.
+    Blocked,
+    /// It is not the file it was: start anew.
+    Changed(String),
+    /// It is not a file we can read (further), for this reason.
+    Spoilt(String),
+}
+
+/// One file on its way.
+pub(crate) struct Reading {
+    id: u64,
+    /// The file's name, for people.
+    name: String,
+    gzip: bool,
+    pub(crate) source: Option<Source>,
+    rows: Option<RowReader>,
+    header_line: Vec<u8>,
+    topic: String,
+    refused_file: Option<PathBuf>,
+    /// How far it is read.
+    pub(crate) here: Mark,
+    /// How far it is acknowledged.
+    pub(crate) durable: Mark,
+    /// Chunks on their way.
+    pub(crate) in_flight: u32,
+    /// How far an earlier process came: up to there it is only compared.
+    replay: Option<Progress>,
+    /// Rows that Kafka does not take because of their size, by their first byte, and how often.
+    oversized: BTreeMap<u64, u8>,
+}
+
+impl Reading {
+    /// `refused_file`: where refused rows are kept.
+    pub(crate) fn new(id: u64, name: String, gzip: bool, refused_file: Option<PathBuf>) -> Reading {
+        Reading {
+            id,
+            name,
+            gzip,
+            source: None,
+            rows: None,
+            header_line: Vec::new(),
+            topic: String::new(),
+            refused_file,
+            here: Mark::default(),
+            durable: Mark::default(),
+            in_flight: 0,
+            replay: None,
+            oversized: BTreeMap::new(),
+        }
+    }
+
+    /// Goes on where an earlier process was, if the file is still the same up to there.
+    pub(crate) fn go_on_from(&mut self, progress: Progress) {
+        self.replay = (progress.byte > 0).then_some(progress);
+    }
+
+    /// The file, opened (again).
+    pub(crate) fn open(&mut self, file: File) {
+        self.source = Some(Source::new(file, self.gzip));
+    }
+
+    /// The type of its events, when known.
+    pub(crate) fn event_type(&self) -> Option<&'static str> {
+        self.rows.as_ref().map(|rows| rows.header().event_type.name)
+    }
+
+    /// Bytes of the file, as it is, that were read.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.source.as_ref().and_then(Source::packed).unwrap_or(self.here.byte)
+    }
+
+    /// Whether an earlier process's part is still being compared.
+    pub(crate) fn is_replaying(&self) -> bool {
+        self.replay.is_some()
+    }
+
+    /// Goes back to what is acknowledged. The file must be opened again.
+    pub(crate) fn rewind(&mut self) {
+        self.source = None;
+        self.in_flight = 0;
+        if self.replay.is_none() {
+            if self.gzip && self.durable.byte > 0 {
+                self.replay = Some(self.progress("", String::new()));
+            } else {
+                self.here = self.durable.clone();
+            }
+        }
+        if self.replay.is_some() {
+            self.here = Mark::default();
+        }
+        if self.here.byte == 0 {
+            self.rows = None;
+        }
+    }
+
+    /// A chunk of it is acknowledged.
+    pub(crate) fn landed(&mut self, mark: Mark) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.durable = mark;
+    }
+
+    /// What is acknowledged, for the disk.
+    pub(crate) fn progress(&self, name: &str, started_at: String) -> Progress {
+        let mark = &self.durable;
+        Progress {
+            file: self.name.clone(),
+            name: name.to_owned(),
+            byte: mark.byte,
+            line: mark.line,
+            inside_long_line: mark.inside_long_line,
+            accepted: mark.accepted,
+            refused: mark.refused,
+            refused_bytes: mark.refused_bytes,
+            sha256: digest(&mark.hash),
+            started_at,
+            finished: None,
+        }
+    }
+
+    /// This chunk's records were not taken because of their size.
+    pub(crate) fn is_oversized(&mut self, byte: u64) {
+        *self.oversized.entry(byte).or_default() += 1;
+    }
+
+    /// Takes one buffer of the file to Kafka. `last`: the file is complete, so that what stands
+    /// behind its last line break is a line too.
+    pub(crate) fn step(&mut self, desk: &mut Desk, last: bool) -> Result<Step, io::Error> {
+        let Some(source) = self.source.as_mut() else { return Ok(Step::End { rest: false }) };
+        if let (Some(replay), Some(_)) = (&self.replay, &self.rows) {
+            let left = replay.byte.saturating_sub(self.here.byte);
+            let length = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+            return match source.fill(self.here.byte, &mut desk.buffer[..length]) {
+                Ok(filled) => Ok(self.compare(&desk.buffer[..filled])),
+                Err(SourceError::Io(error)) => Err(error),
+                Err(SourceError::Spoilt(reason)) => Ok(Step::Changed(reason)),
+            };
+        }
+        let filled = match source.fill(self.here.byte, &mut desk.buffer) {
+            Ok(filled) => filled,
+            Err(SourceError::Io(error)) => return Err(error),
+            Err(SourceError::Spoilt(reason)) => return Ok(Step::Spoilt(reason)),
+        };
+        let broken = source.is_broken();
+        let at_end = filled < BUFFER && !broken;
+        let mut lines = Lines::new(&desk.buffer[..filled], self.here.inside_long_line, last && at_end);
+        let mut mark = self.here.clone();
+        let mut step = Step::More;
+        if self.rows.is_some() {
+            step = self.send_rows(&mut desk.sender, &mut desk.row, &mut desk.refused, &mut lines, &mut mark);
+        } else if let Err(reason) = self.read_header(&desk.sender, &mut lines, &mut mark) {
+            return Ok(Step::Spoilt(reason));
+        } else if self.rows.is_none() && at_end && last {
+            let reason = if self.here.byte + filled as u64 == 0 {
+                "the file is empty"
+            } else {
+                "the file has no header line, only blank ones"
+            };
+            return Ok(Step::Spoilt(reason.into()));
+        } else if self.rows.is_none() && !at_end && lines.consumed() == 0 {
+            return Ok(Step::Spoilt("the file has no header line".into()));
+        }
+        if !desk.refused.is_empty() {
+            let written = self.keep_refused(&mut desk.refused, &mut mark);
+            desk.refused.clear();
+            written?;
+        }
+        let consumed = lines.consumed();
+        if let Some(source) = self.source.as_mut() {
+            source.give_back(&desk.buffer[consumed..filled]);
+        }
+        mark.hash.update(&desk.buffer[..consumed]);
+        mark.byte += consumed as u64;
+        mark.inside_long_line = lines.passing_over();
+        let start = std::mem::replace(&mut self.here, mark).byte;
+        if self.replay.is_none() && (consumed > 0 || desk.sender.failed()) {
+            desk.sender.close(Chunk { file: self.id, start, mark: self.here.clone() });
+            self.in_flight += 1;
+        }
+        if broken && consumed == 0 && step == Step::More {
+            let reason = self.source.as_mut().and_then(Source::why_broken);
+            return reason.map_or(Ok(Step::More), |error| match error {
+                SourceError::Io(error) => Err(error),
+                SourceError::Spoilt(reason) => Ok(Step::Spoilt(reason)),
+            });
+        }
+        if step == Step::More && at_end && (consumed == filled || lines.next().is_none()) {
+            step = Step::End { rest: consumed < filled };
+        }
+        Ok(step)
+    }
+
+    /// Sends the lines of a buffer.
+    fn send_rows(
+        &mut self,
+        sender: &mut Sender<Chunk>,
+        row: &mut Row,
+        refused: &mut Vec<u8>,
+        lines: &mut Lines<'_>,
+        mark: &mut Mark,
+    ) -> Step {
+        let Some(rows) = self.rows.as_mut() else { return Step::More };
+        let single = sender.batches() == Batches::Single;
+        while let Some(piece) = lines.next() {
+            let byte = self.here.byte + lines.start() as u64;
+            let known = if self.oversized.is_empty() { None } else { self.oversized.get(&byte) };
+            let (line, error) = match piece {
+                Piece::Line(line) if is_blank(line) => {
+                    mark.line += 1;
+                    continue;
+                }
+                Piece::Line(line) if known.is_some() => {
+                    let reason = format!("the row is too large for the topic {} (its max.message.bytes)", self.topic);
+                    (&line[..line.len().min(SHOWN)], RowError { error: reason, column: None, columns: None })
+                }
+                Piece::Line(line) => match rows.read(line, row) {
+                    Ok(()) => match deliver(sender, |sender| sender.send(&self.topic, &row.key, &row.payload)) {
+                        Sent::Yes => {
+                            mark.line += 1;
+                            mark.accepted += 1;
+                            if single {
+                                return Step::More;
+                            }
+                            continue;
+                        }
+                        Sent::Full | Sent::Failed => {
+                            lines.take_back();
+                            return Step::Blocked;
+                        }
+                    },
+                    Err(error) => (line, error),
+                },
+                Piece::TooLong(shown) => {
+                    let error = format!("the line is longer than {LONGEST} bytes, these are its first {SHOWN}");
+                    (shown, RowError { error, column: None, columns: None })
+                }
+            };
+            let place = RowPlace { file: &self.name, line: mark.line + 1, byte, column: error.column };
+            let letter = DeadLetter::of_row(place, &self.topic, line, &error);
+            let gone = known.is_some_and(|times| *times > 1);
+            if gone {
+                tracing::error!(
+                    "{:?}, line {}: the errors topic does not take it either: {}",
+                    self.name,
+                    place.line,
+                    error.error
+                );
+            } else if deliver(sender, |sender| sender.send_letter(&letter)) != Sent::Yes {
+                lines.take_back();
+                return Step::Blocked;
+            }
+            let header = rows.header();
+            refused::row(refused, line, &error.error, header.ends_in_error, header.width);
+            mark.line += 1;
+            mark.refused += 1;
+            if single || refused.len() > REFUSED {
+                return Step::More;
+            }
+        }
+        Step::More
+    }
+
+    /// Finds the header line. An error says what is wrong with the file.
+    fn read_header(&mut self, sender: &Sender<Chunk>, lines: &mut Lines<'_>, mark: &mut Mark) -> Result<(), String> {
+        while let Some(piece) = lines.next() {
+            let (Piece::Line(line) | Piece::TooLong(line)) = piece;
+            mark.line += 1;
+            let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+            if is_blank(line) {
+                continue;
+            }
+            let header = Header::read(line).map_err(|error| error.to_string())?;
+            sender.topic_of(header.event_type).clone_into(&mut self.topic);
+            self.header_line = line.to_vec();
+            self.rows = Some(RowReader::new(header));
+            break;
+        }
+        Ok(())
+    }
+
+    /// Compares a part with what an earlier process read.
+    fn compare(&mut self, bytes: &[u8]) -> Step {
+        self.here.hash.update(bytes);
+        self.here.byte += bytes.len() as u64;
+        let Some(replay) = &self.replay else { return Step::More };
+        let changed = || Step::Changed(format!("its first {} bytes are not what they were", replay.byte));
+        if self.here.byte > replay.byte || (bytes.is_empty() && self.here.byte < replay.byte) {
+            return changed();
+        }
+        if self.here.byte < replay.byte {
+            return Step::More;
+        }
+        if digest(&self.here.hash) != replay.sha256 {
+            return changed();
+        }
+        self.here.line = replay.line;
+        self.here.inside_long_line = replay.inside_long_line;
+        self.here.accepted = replay.accepted;
+        self.here.refused = replay.refused;
+        self.here.refused_bytes = replay.refused_bytes;
+        self.durable = self.here.clone();
+        self.replay = None;
+        Step::More
+    }
+
+    /// Writes refused rows to their file, behind those that are there.
+    fn keep_refused(&self, rows: &mut Vec<u8>, mark: &mut Mark) -> io::Result<()> {
+        let (Some(path), Some(reader)) = (&self.refused_file, &self.rows) else { return Ok(()) };
+        if mark.refused_bytes == 0 {
+            let mut header = Vec::new();
+            refused::header(&mut header, &self.header_line, reader.header().ends_in_error);
+            rows.splice(..0, header);
+        }
+        let file = File::options().create(true).write(true).truncate(false).open(path)?;
+        file.set_len(mark.refused_bytes)?;
+        file.write_all_at(rows, mark.refused_bytes)?;
+        mark.refused_bytes += rows.len() as u64;
+        Ok(())
+    }
+
+    /// Reads on to the end without sending, a buffer at a time; then the whole file's size and
+    /// SHA-256.
+    pub(crate) fn whole(&mut self, desk: &mut Desk, beyond: &mut Mark) -> io::Result<Option<(u64, String)>> {
+        let Some(source) = self.source.as_mut() else {
+            return Ok(Some((self.here.byte, digest(&self.here.hash))));
+        };
+        if self.gzip {
+            return source.rest(&mut desk.buffer);
+        }
+        let filled = match source.fill(beyond.byte, &mut desk.buffer) {
+            Ok(filled) => filled,
+            Err(SourceError::Io(error)) => return Err(error),
+            Err(SourceError::Spoilt(_)) => 0,
+        };
+        beyond.hash.update(&desk.buffer[..filled]);
+        beyond.byte += filled as u64;
+        Ok((filled == 0).then(|| (beyond.byte, digest(&beyond.hash))))
+    }
+}
+
+/// Sends, and waits a while when there is no room.
+fn deliver(sender: &mut Sender<Chunk>, mut send: impl FnMut(&mut Sender<Chunk>) -> Sent) -> Sent {
+    loop {
+        match send(sender) {
+            Sent::Full if sender.make_room() => {}
+            sent => return sent,
+        }
+    }
+}

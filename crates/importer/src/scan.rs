@@ -1,0 +1,78 @@
+//! Lists `input/`: every so often, and soon after a hint.
+
+use std::{
+    collections::HashSet,
+    ffi::{OsStr, OsString},
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crate::names::{Named, named};
+
+/// How many names are taken at a time.
+const MOST: usize = 10_000;
+/// How many names of other kinds are remembered, so that each is told of once.
+const OTHERS: usize = 1_000;
+/// The least time between two listings.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+/// When `input/` was listed and will be.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    every: Duration,
+    next: Instant,
+    earliest: Instant,
+    others: HashSet<OsString>,
+}
+
+impl Scan {
+    pub(crate) fn new(every: Duration) -> Scan {
+        let now = Instant::now();
+        Scan { every, next: now, earliest: now, others: HashSet::new() }
+    }
+
+    /// Something may be new: list soon.
+    pub(crate) fn hint(&mut self, hint: bool) {
+        if hint {
+            self.next = self.next.min(self.earliest);
+        }
+    }
+
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.next <= now
+    }
+
+    pub(crate) fn due(&self) -> Instant {
+        self.next
+    }
+
+    /// The names of files to import, in their order, without those that are `known`.
+    pub(crate) fn list(&mut self, input: &Path, known: impl Fn(&OsStr) -> bool) -> io::Result<Vec<OsString>> {
+        let begun = Instant::now();
+        self.next = begun + self.every;
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(input)? {
+            let name = entry?.file_name();
+            match named(&name) {
+                Named::Csv | Named::Gzip if !known(&name) => names.push(name),
+                Named::Other if !self.others.contains(&name) && self.others.len() < OTHERS => {
+                    if !input.join(&name).is_dir() {
+                        tracing::warn!("{name:?} in {} is neither .csv nor .csv.gz and is left alone", input.display());
+                    }
+                    self.others.insert(name);
+                }
+                _ => {}
+            }
+            if names.len() >= MOST {
+                break;
+            }
+        }
+        names.sort_unstable();
+        // a directory of very many files must not keep us busy with listing alone
+        let took = begun.elapsed();
+        self.earliest = begun + SHORTEST.max(took * 10);
+        self.next = begun + self.every.max(took * 10);
+        Ok(names)
+    }
+}

@@ -1,0 +1,96 @@
+//! What wakes the importer before its time: a change in `input/`, or the end. The watcher is a
+//! hint only; the scan finds everything without it.
+
+use std::{
+    ffi::OsString,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use notify::{
+    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode, ModifyKind, RenameMode},
+};
+use tokio_util::sync::CancellationToken;
+
+/// What there was to wake for.
+#[derive(Debug, Default)]
+pub(crate) struct Woken {
+    /// Names in `input/` that changed.
+    pub(crate) names: Vec<OsString>,
+    /// More changed than was kept.
+    pub(crate) more: bool,
+}
+
+/// Where wake-ups arrive.
+pub(crate) struct Alarm {
+    names: Receiver<OsString>,
+    sender: SyncSender<OsString>,
+    overflow: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+    _watcher: Option<RecommendedWatcher>,
+}
+
+impl Alarm {
+    pub(crate) fn new(shutdown: CancellationToken) -> Alarm {
+        let (sender, names) = sync_channel(1024);
+        Alarm { names, sender, overflow: Arc::default(), shutdown, _watcher: None }
+    }
+
+    /// Asks the system to tell of changes.
+    pub(crate) fn watch(&mut self, input: &Path) -> notify::Result<()> {
+        let (sender, overflow) = (self.sender.clone(), self.overflow.clone());
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+            Ok(event) if is_news(event.kind) => {
+                if event.paths.is_empty() {
+                    overflow.store(true, Relaxed);
+                }
+                let names = event.paths.iter().filter_map(|path| path.file_name());
+                for name in names {
+                    if sender.try_send(name.to_owned()).is_err() {
+                        overflow.store(true, Relaxed);
+                    }
+                }
+            }
+            Ok(_) => {}
+            // the kernel's queue has overflowed, or the like
+            Err(_) => overflow.store(true, Relaxed),
+        })?;
+        watcher.watch(input, RecursiveMode::NonRecursive)?;
+        self._watcher = Some(watcher);
+        Ok(())
+    }
+
+    /// A way to wake it from elsewhere.
+    pub(crate) fn bell(&self) -> SyncSender<OsString> {
+        self.sender.clone()
+    }
+
+    /// Whether all is to come to an end.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shutdown.is_cancelled()
+    }
+
+    /// Sleeps until something happens, `time` at most; what has happened.
+    pub(crate) fn wait(&self, time: Duration) -> Woken {
+        let first = if time.is_zero() { self.names.try_recv().ok() } else { self.names.recv_timeout(time).ok() };
+        let names = first.into_iter().chain(self.names.try_iter().take(1024)).collect();
+        Woken { names, more: self.overflow.swap(false, Relaxed) }
+    }
+}
+
+/// Whether an event may mean that there is something to read. Our own reading and moving makes
+/// events too.
+fn is_news(kind: EventKind) -> bool {
+    !matches!(
+        kind,
+        EventKind::Access(AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read))
+            | EventKind::Modify(ModifyKind::Name(RenameMode::From))
+            | EventKind::Remove(_)
+    )
+}

@@ -2,14 +2,21 @@
 //! no crate knows it. One file a command; this one only chooses.
 
 mod address;
+mod demo;
 mod ending;
 mod generate;
+mod guide;
+mod offsets;
 mod readable;
 mod reading;
+mod run;
 mod servers;
+mod services;
 mod signals;
 mod tail;
 mod terminal;
+mod up;
+mod verify;
 mod with;
 
 use std::process::ExitCode;
@@ -27,16 +34,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
+    Up(up::Arguments),
     With(with::Arguments),
     Tail(tail::Arguments),
     Generate(generate::Arguments),
+    Verify(verify::Arguments),
+    Offsets(offsets::Arguments),
+    Run(run::Arguments),
 }
 
 fn main() -> ExitCode {
     let ended = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(arguments),
+        Command::Up(arguments) => up::run(arguments),
         Command::With(arguments) => with::run(arguments),
         Command::Tail(arguments) => tail::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
+        Command::Verify(arguments) => verify::run(arguments),
+        Command::Offsets(arguments) => offsets::run(arguments),
+        Command::Run(arguments) => run::run(arguments),
     };
     ending::exit_code(ended)
 }

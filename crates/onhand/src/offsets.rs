@@ -1,0 +1,137 @@
+//! `onhand offsets`: where each service stands, and the way out when a topic was made anew.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use projection::Position;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use runtime::{KafkaSettings, PostgresSettings, health::Health, kafka, postgres};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    address::{self, DataDirectory},
+    ending,
+    terminal::Paint,
+};
+
+/// Show where each service stands in each partition, and its lag
+#[derive(Args)]
+#[command(after_help = "\
+A service reads on from its offset in Postgres (consumer_offsets), whatever Kafka's consumer group \
+says. When its topic was deleted and created again, or is another cluster's, that offset means \
+nothing and the service stops. The way on is to forget it: the service then begins at the topic's \
+first record. Events that were applied before are known by their ids and change nothing.
+
+Examples: where things stand; after the topic was created anew
+  onhand offsets
+  onhand offsets --forget stock --topic events")]
+pub(crate) struct Arguments {
+    /// Forget this service's offsets in the topic; the service must be stopped
+    #[arg(long, value_name = "SERVICE", requires = "topic")]
+    forget: Option<String>,
+    /// The topic to forget
+    #[arg(long, value_name = "TOPIC", requires = "forget")]
+    topic: Option<String>,
+    /// Do not ask
+    #[arg(long, requires = "forget")]
+    yes: bool,
+    #[command(flatten)]
+    data: DataDirectory,
+}
+
+pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
+    let mut env = address::environment(&arguments.data.path);
+    let kafka = KafkaSettings::read(&mut env);
+    let postgres = PostgresSettings::read(&mut env);
+    env.finish()?;
+    ending::block_on(async {
+        match (&arguments.forget, &arguments.topic) {
+            (Some(service), Some(topic)) => forget(&postgres, service, topic, arguments.yes).await,
+            _ => show(&kafka, &postgres).await,
+        }
+    })
+}
+
+async fn show(kafka: &KafkaSettings, settings: &PostgresSettings) -> Result<ExitCode> {
+    let pool = postgres::connect(settings, "onhand-offsets", 1, &Health::default(), &CancellationToken::new()).await?;
+    let positions = projection::positions(&mut *pool.acquire().await?).await?;
+    if positions.is_empty() {
+        println!("no service has read anything yet");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let consumer: BaseConsumer =
+        kafka::consumer(kafka, "onhand-offsets", "onhand-offsets").create().context("Kafka settings")?;
+    println!("{:<14} {:<20} {:>9} {:>12} {:>12} {:>10}", "service", "topic", "partition", "next offset", "end", "lag");
+    let (mut total, mut stranger) = (0, false);
+    for position in &positions {
+        let (end, lag, note) = tokio::task::block_in_place(|| beside(&consumer, position));
+        total += lag.unwrap_or(0);
+        stranger |= !note.is_empty();
+        let text = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
+        let Position { service, topic, partition, next_offset, .. } = position;
+        let note = Paint::of_stdout().red(note);
+        println!(
+            "{service:<14} {topic:<20} {partition:>9} {next_offset:>12} {:>12} {:>10} {note}",
+            text(end),
+            text(lag)
+        );
+    }
+    println!("{total} records behind in all");
+    Ok(if stranger { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The partition's end, the lag, and what is wrong with the position.
+fn beside(consumer: &BaseConsumer, position: &Position) -> (Option<i64>, Option<i64>, String) {
+    let Position { topic, partition, next_offset, topic_identity, .. } = position;
+    match (
+        kafka::topic_identity(consumer.client(), topic),
+        consumer.fetch_watermarks(topic, *partition, kafka::TIMEOUT),
+    ) {
+        (Ok(identity), Ok((_, high))) if identity != *topic_identity => {
+            (Some(high), None, "not the topic that was read: created anew, or another cluster's".to_owned())
+        }
+        (Ok(_), Ok((low, high))) if !(low..=high).contains(next_offset) => {
+            (Some(high), None, format!("the topic now holds {low} to {high}"))
+        }
+        (Ok(_), Ok((_, high))) => (Some(high), Some(high - next_offset), String::new()),
+        (Err(error), _) => (None, None, format!("{error:#}")),
+        (_, Err(error)) => (None, None, error.to_string()),
+    }
+}
+
+async fn forget(settings: &PostgresSettings, service: &str, topic: &str, yes: bool) -> Result<ExitCode> {
+    let pool = postgres::connect(settings, "onhand-offsets", 1, &Health::default(), &CancellationToken::new()).await?;
+    let running: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()",
+    )
+    .bind(format!("onhand-{service}"))
+    .fetch_one(&pool)
+    .await?;
+    if running > 0 {
+        bail!("{service} is running on this database; stop it first");
+    }
+    if !yes {
+        if !io::stdin().is_terminal() {
+            bail!("say --yes to confirm: {service} will read {topic} again from its first record");
+        }
+        print!(
+            "{service} will read {topic} again from its first record; what it applied stays. Forget its offsets? [y/N] "
+        );
+        io::stdout().flush()?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            println!("nothing was changed");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    match projection::forget(&pool, service, topic).await? {
+        0 => bail!("{service} has no offsets in topic {topic}; `onhand offsets` lists what there is"),
+        partitions => println!("forgot {partitions} partitions of {topic}; {service} begins anew when it is started"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,201 @@
+//! What verify reads: the refusals on the errors topic, the records of the topic, the tables.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use events::{
+    Timestamp,
+    dead_letter::header,
+    stock::{Card, Movement, StockEvent},
+};
+use futures::TryStreamExt;
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::{BorrowedMessage, Headers},
+};
+use runtime::{KafkaSettings, kafka};
+use sqlx::{PgConnection, Row};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::fold::{Differences, Expected, Refusals};
+
+/// How long a broker may say nothing while there is more to read.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A reader of topics that belongs to no group.
+pub(super) fn consumer(settings: &KafkaSettings) -> Result<BaseConsumer> {
+    let mut config = kafka::consumer(settings, "onhand-verify", "onhand-verify");
+    config.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "50000");
+    config.create().context("Kafka settings")
+}
+
+/// First offset and end of every partition of a topic.
+pub(super) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>> {
+    let metadata = consumer.fetch_metadata(Some(topic), kafka::TIMEOUT).context("asking the broker")?;
+    let topic_metadata = metadata.topics().first().context("the broker says nothing of the topic")?;
+    if topic_metadata.partitions().is_empty() {
+        bail!("there is no topic {topic}");
+    }
+    let mut ids: Vec<_> = topic_metadata.partitions().iter().map(|partition| partition.id()).collect();
+    ids.sort_unstable();
+    ids.into_iter()
+        .map(|id| {
+            let (low, high) = consumer.fetch_watermarks(topic, id, kafka::TIMEOUT)?;
+            Ok((id, low, high))
+        })
+        .collect()
+}
+
+/// Every record of a partition from `from` until `to`.
+pub(super) fn read(
+    consumer: &BaseConsumer,
+    source: (&str, i32),
+    from: i64,
+    to: i64,
+    mut each: impl FnMut(&BorrowedMessage<'_>),
+) -> Result<()> {
+    if from >= to {
+        return Ok(());
+    }
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(source.0, source.1, Offset::Offset(from))?;
+    consumer.assign(&list)?;
+    loop {
+        let message = match consumer.poll(PATIENCE) {
+            Some(message) => message.with_context(|| format!("reading {} partition {}", source.0, source.1))?,
+            None => bail!("{} partition {} ends before offset {to}", source.0, source.1),
+        };
+        if message.offset() < to {
+            each(&message);
+        }
+        if message.offset() + 1 >= to {
+            consumer.unassign()?;
+            return Ok(());
+        }
+    }
+}
+
+/// What the errors topic and the outbox hold.
+#[derive(Debug, Default)]
+pub(super) struct Errors {
+    /// Refused records of the events topic.
+    pub(super) refusals: Refusals,
+    /// Ids of sales that were given up.
+    pub(super) given_up: Vec<Uuid>,
+    /// Refused rows of files, repeats counted once.
+    pub(super) rows: u64,
+}
+
+impl Errors {
+    /// Takes in a dead letter by its headers and payload, and checks that it has its reason and place.
+    pub(super) fn add(
+        &mut self,
+        topic: &str,
+        get: impl Fn(&str) -> Option<String>,
+        payload: &[u8],
+        seen: &mut hashbrown::HashSet<String>,
+        differences: &mut Differences,
+    ) {
+        let Some(id) = get(header::ID) else { return };
+        if !seen.insert(id.clone()) {
+            return;
+        }
+        let object: serde_json::Value = serde_json::from_slice(payload).unwrap_or_default();
+        if object["error"].as_str().is_none_or(str::is_empty) {
+            differences.add(format!("errors: {id} has no reason"));
+        }
+        match get(header::CONNECTOR).as_deref() {
+            Some("stock") if get(header::TOPIC).as_deref() == Some(topic) => {
+                let number = |name| get(name)?.parse::<i64>().ok();
+                match (number(header::PARTITION), number(header::OFFSET), get(header::CLASS)) {
+                    (Some(partition), Some(offset), Some(class)) => {
+                        if matches!(class.as_str(), "InsufficientStock" | "UnknownCard") {
+                            self.given_up.extend(
+                                object["transaction_id"].as_str().and_then(|id| Uuid::parse_str(id.trim()).ok()),
+                            );
+                        }
+                        self.refusals.insert((partition as i32, offset), class);
+                    }
+                    _ => differences.add(format!("errors: {id} does not say which record it refuses")),
+                }
+            }
+            Some("importer") => {
+                self.rows += 1;
+                if object["file"].is_null() || object["line"].is_null() || object["byte"].is_null() {
+                    differences.add(format!("errors: {id} does not say its file, line and byte"));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A header of a record, as text.
+pub(super) fn header_of(message: &BorrowedMessage<'_>, name: &str) -> Option<String> {
+    let header = message.headers()?.iter().find(|header| header.key == name)?;
+    Some(String::from_utf8_lossy(header.value?).into_owned())
+}
+
+/// Which of these ids are in the tables.
+pub(super) async fn known(tx: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<hashbrown::HashSet<Uuid>> {
+    let sql = "SELECT transaction_id FROM transactions WHERE transaction_id = ANY($1)
+               UNION ALL SELECT transaction_id FROM waiting_sales WHERE transaction_id = ANY($1)";
+    let rows = sqlx::query(sql).bind(ids).fetch_all(tx).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// The tables, row by row. Returns the rows of journal, waiting sales and items.
+pub(super) async fn tables(tx: &mut PgConnection, expected: &mut Expected) -> Result<(u64, u64, u64)> {
+    let (mut transactions, mut sales, mut items) = (0, 0, 0);
+    let sql = "SELECT transaction_id, event, timestamp, store_number, item_number, amount FROM transactions";
+    let mut rows = sqlx::query(sql).fetch(&mut *tx);
+    while let Some(row) = rows.try_next().await? {
+        expected.transaction(&stock::journal_row(&row)?);
+        transactions += 1;
+    }
+    drop(rows);
+    let sql = "SELECT transaction_id, timestamp, store_number, item_number, amount FROM waiting_sales";
+    let mut rows = sqlx::query(sql).fetch(&mut *tx);
+    while let Some(row) = rows.try_next().await? {
+        expected.waiting_sale(&StockEvent {
+            transaction_id: row.get(0),
+            movement: Movement::Sale,
+            date: Timestamp::from(row.get::<OffsetDateTime, _>(1)),
+            card: Card { store: row.get(2), item: row.get(3) },
+            value: i32::try_from(row.get::<i64, _>(4)).context("waiting_sales: an amount beyond 2^31-1")?,
+        });
+        sales += 1;
+    }
+    drop(rows);
+    let mut rows = sqlx::query("SELECT store_id, item_id, amount FROM items").fetch(&mut *tx);
+    while let Some(row) = rows.try_next().await? {
+        expected.item(Card { store: row.get(0), item: row.get(1) }, row.get(2));
+        items += 1;
+    }
+    Ok((transactions, sales, items))
+}
+
+/// Receipts of finished files: every row was accepted or refused. Returns how many there are.
+pub(super) fn receipts(directory: &Path, differences: &mut Differences) -> Result<u64> {
+    let mut count = 0;
+    for folder in ["done", "rejected"] {
+        let Ok(entries) = directory.join(folder).read_dir() else { continue };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if !path.to_string_lossy().ends_with(".receipt.json") {
+                continue;
+            }
+            let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+            let receipt: serde_json::Value =
+                serde_json::from_slice(&text).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+            let number = |name: &str| receipt[name].as_u64();
+            match (number("rows"), number("accepted"), number("refused")) {
+                (Some(rows), Some(accepted), Some(refused)) if rows == accepted + refused => {}
+                _ => differences.add(format!("{}: rows are not accepted + refused", path.display())),
+            }
+            count += 1;
+        }
+    }
+    Ok(count)
+}

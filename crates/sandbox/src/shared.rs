@@ -101,7 +101,8 @@ fn connect() -> Result<Shared> {
     DirBuilder::new().mode(0o755).create(&root)?;
     let lock = File::create(root.join("lock"))?;
     lock.lock()?;
-    let (own_kafka, own_postgres) = start_servers(&root, &mut |line| tracing::info!("{line}"))?;
+    let started = start_servers(&root, &mut |line| tracing::info!("{line}"));
+    let (own_kafka, own_postgres) = started.inspect_err(|_| drop(remove(&root)))?;
     let shared = Shared {
         broker: broker.or(own_kafka.as_ref().map(Kafka::broker)).context("no Kafka")?,
         postgres: postgres.or(own_postgres.as_ref().map(Postgres::address)).context("no Postgres")?,

@@ -6,6 +6,7 @@ mod demo;
 mod ending;
 mod generate;
 mod guide;
+mod import;
 mod offsets;
 mod readable;
 mod reading;
@@ -38,6 +39,7 @@ enum Command {
     Up(up::Arguments),
     With(with::Arguments),
     Tail(tail::Arguments),
+    Import(import::Arguments),
     Generate(generate::Arguments),
     Verify(verify::Arguments),
     Offsets(offsets::Arguments),
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Up(arguments) => up::run(arguments),
         Command::With(arguments) => with::run(arguments),
         Command::Tail(arguments) => tail::run(arguments),
+        Command::Import(arguments) => import::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),
         Command::Verify(arguments) => verify::run(arguments),
         Command::Offsets(arguments) => offsets::run(arguments),

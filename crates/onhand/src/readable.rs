@@ -30,28 +30,27 @@ impl Style {
         let key = printable(&String::from_utf8_lossy(message.key().unwrap_or_default()));
         let payload = message.payload().unwrap_or_default();
         let Ok(Value::Object(object)) = serde_json::from_slice(payload) else {
-            let start = format!("{start}{place:7} {key:8}  ");
+            let start = format!("{start}{place:7} {key:10}  ");
             let text = printable(&String::from_utf8_lossy(payload));
             return self.paint.dim(&start) + &self.cut(&text, start.chars().count());
         };
         if let Some(error) = object.get("error") {
             let start = format!("{start}{place:7} ");
             let reason = plain(error);
-            let rest = source(&object);
-            let used = start.chars().count() + reason.chars().count() + 2;
-            return format!(
-                "{}{}  {}",
-                self.paint.dim(&start),
-                self.paint.red(&reason),
-                self.paint.dim(self.cut(&rest, used))
-            );
+            let (place, row) = source(&object);
+            let place = place.map(|place| format!("  {place}")).unwrap_or_default();
+            let used = [&start, &reason, &place].map(|part| part.chars().count()).iter().sum::<usize>() + 2;
+            let row = self.paint.dim(self.cut(&row, used));
+            return format!("{}{}{place}  {row}", self.paint.dim(&start), self.paint.red(&reason))
+                .trim_end()
+                .to_owned();
         }
         let start = format!("{start}{place:7} ");
         let fields = match EVENT_TYPES.iter().find(|event_type| is_of(event_type, &object)) {
-            Some(event_type) => self.columns(event_type, &object, start.chars().count() + 10),
-            None => self.cut(&pairs(&object), start.chars().count() + 10),
+            Some(event_type) => self.columns(event_type, &object, start.chars().count() + 12),
+            None => self.cut(&pairs(&object), start.chars().count() + 12),
         };
-        format!("{}{}  {fields}", self.paint.dim(&start), self.paint.bold(format!("{key:8}")))
+        format!("{}{}  {fields}", self.paint.dim(&start), self.paint.bold(format!("{key:10}")))
     }
 
     /// The fields in columns: without those of the key, which stand there already, and the identity
@@ -89,6 +88,7 @@ impl Style {
         let room = self.width.map_or(usize::MAX, |width| width.saturating_sub(used));
         match text.char_indices().nth(room) {
             None => text.to_owned(),
+            Some(_) if room < 10 => String::new(),
             Some(_) => text.chars().take(room.saturating_sub(1)).chain(['…']).collect(),
         }
     }
@@ -98,12 +98,12 @@ fn is_of(event_type: &EventType, object: &Map<String, Value>) -> bool {
     event_type.columns.iter().all(|column| object.contains_key(column.name))
 }
 
-/// Where a refusal comes from, and what was refused as a line of CSV.
-fn source(object: &Map<String, Value>) -> String {
+/// The file and line that a refusal comes from, and what was refused as a line of CSV.
+fn source(object: &Map<String, Value>) -> (Option<String>, String) {
     let field = |name: &str| object.get(name).map(plain);
     let place = match (field("file"), field("line")) {
-        (Some(file), Some(line)) => format!("{file}:{line}: "),
-        _ => String::new(),
+        (Some(file), Some(line)) => Some(format!("{file}:{line}")),
+        _ => None,
     };
     let row = field("raw").or_else(|| {
         let event_type = EVENT_TYPES.iter().find(|event_type| is_of(event_type, object))?;
@@ -112,7 +112,7 @@ fn source(object: &Map<String, Value>) -> String {
     });
     let others =
         || pairs(&object.iter().filter(|(name, _)| *name != "error").map(|(n, v)| (n.clone(), v.clone())).collect());
-    place + &row.unwrap_or_else(others)
+    (place, row.unwrap_or_else(others))
 }
 
 /// `name=value name=value`

@@ -1,0 +1,37 @@
+//! `onhand run`: one service, as a container or a test runs it.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use runtime::{Environment, lifecycle, logs};
+
+use crate::{
+    ending,
+    services::{self, Service},
+};
+
+/// Run one service; its settings are environment variables alone
+#[derive(Args)]
+#[command(after_help = "\
+Nothing is started besides: Kafka and Postgres are those of the environment (sample.env lists all \
+settings). SIGTERM or Ctrl-C lets it finish what it has in hand; a second one ends it at once.
+
+Example: one more process that shares the partitions
+  KAFKA_BROKER_URL=localhost:9092 POSTGRES_HOSTNAME=localhost POSTGRES_USER=onhand \\
+  POSTGRES_PASSWORD=secret POSTGRES_DB=onhand onhand run stock")]
+pub(crate) struct Arguments {
+    /// Which one
+    #[arg(value_enum)]
+    service: Service,
+}
+
+pub(crate) fn run(Arguments { service }: Arguments) -> Result<ExitCode> {
+    ending::block_on(async {
+        let mut env = Environment::of_process();
+        logs::start(&mut env);
+        let shutdown = lifecycle::shutdown_on_signals()?;
+        services::start(&[service], &mut env, &shutdown)?.join().await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,59 @@
+//! The services of the house, to be run in this process.
+
+use anyhow::Result;
+use futures::future::BoxFuture;
+use runtime::{Environment, health::Health, lifecycle::Tasks, metrics};
+use tokio_util::sync::CancellationToken;
+
+/// A service; its settings are its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Service {
+    /// Files of a directory to topics
+    Importer,
+    /// The events topic to stock on hand in Postgres
+    Stock,
+}
+
+/// All of them, in the order in which an event meets them.
+pub(crate) const ALL: [Service; 2] = [Service::Importer, Service::Stock];
+
+type Start = Box<dyn FnOnce(Health, CancellationToken) -> BoxFuture<'static, Result<()>>>;
+
+impl Service {
+    fn name(self) -> &'static str {
+        match self {
+            Service::Importer => "importer",
+            Service::Stock => "stock",
+        }
+    }
+
+    fn prepare(self, env: &mut Environment) -> Start {
+        match self {
+            Service::Importer => {
+                let settings = importer::Settings::read(env);
+                Box::new(move |health, shutdown| Box::pin(importer::run(settings, health, shutdown)))
+            }
+            Service::Stock => {
+                let settings = stock::Settings::read(env);
+                Box::new(move |health, shutdown| Box::pin(stock::run(settings, health, shutdown)))
+            }
+        }
+    }
+}
+
+/// Starts services, and what shows their health and metrics, once all of their settings are right.
+/// They end together: at shutdown, or when one of them fails.
+pub(crate) fn start(services: &[Service], env: &mut Environment, shutdown: &CancellationToken) -> Result<Tasks> {
+    let prepared: Vec<_> = services.iter().map(|service| (service.name(), service.prepare(env))).collect();
+    let address = metrics::address(env);
+    env.finish()?;
+    let health = Health::default();
+    let mut tasks = Tasks::new(shutdown.clone());
+    if let Some(address) = address {
+        tasks.spawn("metrics", metrics::serve(address, health.clone(), shutdown.clone()));
+    }
+    for (name, start) in prepared {
+        tasks.spawn(name, start(health.clone(), shutdown.clone()));
+    }
+    Ok(tasks)
+}

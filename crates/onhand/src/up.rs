@@ -1,0 +1,72 @@
+//! `onhand up`: all services in this process, and servers for what is not configured.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use runtime::{Environment, KafkaSettings, PostgresSettings, lifecycle, logs};
+use sandbox::Sandbox;
+
+use crate::{
+    address::{DataDirectory, Note},
+    ending,
+    guide::Guide,
+    servers, services,
+    terminal::Paint,
+};
+
+/// Run all services until Ctrl-C, with a private Kafka and Postgres if none is configured
+#[derive(Args)]
+#[command(after_help = "\
+What KAFKA_BROKER_URL and POSTGRES_HOSTNAME do not name is started privately; its data stays in \
+.onhand/ for the next time. Files are taken from importer/input/ (IMPORT_DIRECTORY names another \
+directory than importer). Ctrl-C lets everything finish what it has in hand; a second one ends it at \
+once. All settings are in sample.env.
+
+Example: everything on this machine, then a file, from another terminal
+  onhand up
+  cp example.csv importer/input/")]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    data: DataDirectory,
+}
+
+pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
+    ending::block_on(async {
+        let mut env = Environment::of_process();
+        logs::start(&mut env);
+        env.finish()?;
+        let shutdown = lifecycle::shutdown_on_signals()?;
+        let servers = servers::start_async(data.path.clone(), |line| tracing::info!("{line} ...")).await?;
+        let variables = servers.environment();
+        for (name, value) in &variables {
+            env.set(name, value.as_str());
+        }
+        let tasks = services::start(&services::ALL, &mut env, &shutdown)?;
+        let note = Note::leave(&data.path, &variables).context("noting what runs")?;
+        if !shutdown.is_cancelled() {
+            tell(&servers, &mut env, &data.path).context("writing to stdout")?;
+        }
+        let ended = tasks.join().await;
+        drop(note);
+        servers::stop(servers).await?;
+        ended.map(|()| ExitCode::SUCCESS)
+    })
+}
+
+fn tell(servers: &Sandbox, env: &mut Environment, data: &Path) -> io::Result<()> {
+    let (kafka, postgres) = (KafkaSettings::read(env), PostgresSettings::read(env));
+    let settings = importer::Settings::read(env);
+    let guide = Guide { servers, kafka: &kafka, postgres: &postgres, input: &settings.directory.join("input") };
+    let mut out = io::stdout().lock();
+    writeln!(out, "\nonhand is up; what it knows is kept in {}/\n", data.display())?;
+    for line in guide.lines(Paint::of_stdout()) {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out)?;
+    out.flush()
+}

@@ -15,7 +15,8 @@ use crate::{PostgresSettings, health::Health};
 /// The one database's migrations, for every service.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 
-/// How a connection is made. A transaction that is left open (a process that was frozen) is ended
+/// How a connection is made. Commits do not wait for the disk: an offset vanishes together with
+/// the rows it stands for, and they are read again. A transaction that is left open (a process that was frozen) is ended
 /// by the server, so that its locks don't hold up whoever has taken over.
 pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
@@ -25,7 +26,7 @@ pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptio
         .password(&settings.password)
         .database(&settings.database)
         .application_name(application)
-        .options([("idle_in_transaction_session_timeout", "10s")])
+        .options([("idle_in_transaction_session_timeout", "10s"), ("synchronous_commit", "off")])
 }
 
 /// A pool of `connections`, once the database answers and is migrated. Waits for a database that

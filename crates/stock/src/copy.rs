@@ -9,7 +9,7 @@ const CHUNK: usize = 64 << 10;
 const EPOCH_2000: i64 = 946_684_800;
 
 /// Appends the events to the journal. A known id breaks the constraint `transactions_pkey`.
-pub(crate) async fn journal(tx: &mut PgConnection, events: &[StockEvent], buffer: &mut Vec<u8>) -> sqlx::Result<()> {
+pub async fn copy_journal(tx: &mut PgConnection, events: &[StockEvent], buffer: &mut Vec<u8>) -> sqlx::Result<()> {
     if events.is_empty() {
         return Ok(());
     }

@@ -12,6 +12,7 @@ use events::stock::EVENT_TYPE;
 use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, postgres};
 use tokio_util::sync::CancellationToken;
 
+pub use copy::copy_journal;
 pub use outcome::Outcome;
 pub use projection::{Memory, StockProjection};
 pub use rules::Patience;

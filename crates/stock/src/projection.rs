@@ -110,7 +110,7 @@ impl Projection for StockProjection {
         let known = |error: sqlx::Error| if store::is_known_id(&error) { ApplyError::Stale } else { error.into() };
         let first_try = now.plus_micros(self.patience.pause(0).as_micros() as i64);
         store::add_waiting(tx, (batch.topic, batch.partition), &parked, first_try).await.map_err(known)?;
-        copy::journal(tx, &journal, &mut memory.buffer).await.map_err(known)?;
+        copy::copy_journal(tx, &journal, &mut memory.buffer).await.map_err(known)?;
         memory.settle();
         Ok(Said { dead_letters: letters, outcome })
     }
@@ -166,7 +166,7 @@ impl StockProjection {
         store::remove_waiting(tx, &removed).await?;
         store::postpone(tx, &postponed).await?;
         memory.write_items(tx).await?;
-        copy::journal(tx, &journal, &mut memory.buffer)
+        copy::copy_journal(tx, &journal, &mut memory.buffer)
             .await
             .map_err(|error| if store::is_known_id(&error) { ApplyError::Stale } else { error.into() })?;
         Ok(Said { dead_letters: letters, outcome })

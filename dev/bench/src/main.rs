@@ -1,2 +1,97 @@
-//! onhand
-fn main() {}
+//! `make bench`: the importer beside a bare producer, the stock service beside a bare COPY, in one
+//! run on the same servers. Rounds alternate; a ratio is the median of the rounds' ratios. The
+//! last lines are `name=value`.
+
+mod copying;
+mod importing;
+mod measured;
+mod pipeline;
+mod projecting;
+mod world;
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use measured::median;
+use world::World;
+
+#[derive(Parser)]
+#[command(about = "Measures onhand beside the bare tools it is built on")]
+struct Arguments {
+    /// Rows of the generated file
+    #[arg(long, default_value_t = 1_000_000)]
+    rows: u64,
+    /// Rounds of each comparison
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Measure only these: importer, stock, mixed, pipeline
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    #[command(subcommand)]
+    child: Option<Child>,
+}
+
+/// What runs in a process of its own, so that its processor time and memory are its own.
+#[derive(Subcommand, Clone)]
+#[command(hide = true)]
+enum Child {
+    /// The importer
+    Importer,
+    /// The stock service
+    Stock,
+    /// A producer of ready-made payloads
+    Producer { file: std::path::PathBuf },
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    match arguments.child {
+        Some(Child::Importer) => tokio.block_on(importing::service()),
+        Some(Child::Stock) => tokio.block_on(projecting::service()),
+        Some(Child::Producer { file }) => importing::produce(&file),
+        None => measure(&arguments, &tokio),
+    }
+}
+
+fn measure(arguments: &Arguments, tokio: &tokio::runtime::Runtime) -> Result<()> {
+    let world = World::new()?;
+    let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
+    let mut figures: BTreeMap<&str, String> = BTreeMap::new();
+    if wanted("importer") {
+        let rounds = importing::compare(&world, tokio, arguments.rows, arguments.rounds)?;
+        let ratios: Vec<_> = rounds.iter().map(|round| round.importer.rate() / round.producer.rate()).collect();
+        figures.insert("importer_vs_producer", format!("{:.3}", median(&ratios)));
+        let cpu: Vec<_> = rounds.iter().map(|round| round.importer.cpu_us_each()).collect();
+        figures.insert("importer_cpu_us_per_row", format!("{:.2}", median(&cpu)));
+        let peak = rounds.iter().map(|round| round.importer.peak_mib).fold(0.0, f64::max);
+        figures.insert("importer_peak_mib", format!("{peak:.0}"));
+    }
+    for (only, shape, ratio) in [
+        ("stock", world::plain(), "stock_vs_copy"),
+        ("mixed", events::generate::Shape::default(), "stock_mixed_vs_copy"),
+    ] {
+        if !wanted(only) {
+            continue;
+        }
+        let rounds = projecting::compare(&world, tokio, arguments.rows, arguments.rounds, shape)?;
+        let ratios: Vec<_> = rounds.iter().map(|round| round.stock.rate() / round.copy.rate()).collect();
+        figures.insert(ratio, format!("{:.3}", median(&ratios)));
+        if only == "stock" {
+            let cpu: Vec<_> = rounds.iter().map(|round| round.stock.cpu_us_each()).collect();
+            figures.insert("stock_cpu_us_per_event", format!("{:.2}", median(&cpu)));
+            let peak = rounds.iter().map(|round| round.stock.peak_mib).fold(0.0, f64::max);
+            figures.insert("stock_peak_mib", format!("{peak:.0}"));
+        }
+    }
+    if wanted("pipeline") {
+        let rates = pipeline::rates(&world, tokio, arguments.rows, arguments.rounds)?;
+        figures.insert("pipeline_rows_per_s", format!("{:.0}", median(&rates)));
+    }
+    println!();
+    for (name, value) in figures {
+        println!("{name}={value}");
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! A bare binary COPY of the same rows, in the same batches, over as many connections, into the
+//! same table: what the stock service cannot do without.
+
+use std::{sync::Arc, time::Instant};
+
+use anyhow::Result;
+use events::stock::StockEvent;
+use runtime::PostgresSettings;
+use sqlx::postgres::PgPoolOptions;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::measured::Measured;
+
+/// Copies each partition's events in order. The processor time is the client's, and not measured.
+pub(crate) async fn copy(
+    settings: &PostgresSettings,
+    partitions: Vec<Vec<StockEvent>>,
+    batch_size: usize,
+    transactions: u32,
+) -> Result<Measured> {
+    let options = runtime::postgres::options(settings, "bench");
+    let pool = PgPoolOptions::new().max_connections(transactions).connect_with(options).await?;
+    let count = partitions.iter().map(|events| events.len() as u64).sum();
+    let at_a_time = Arc::new(Semaphore::new(transactions as usize));
+    let began = Instant::now();
+    let mut tasks = JoinSet::new();
+    for events in partitions {
+        let (pool, at_a_time) = (pool.clone(), Arc::clone(&at_a_time));
+        tasks.spawn(async move {
+            let mut buffer = Vec::new();
+            for batch in events.chunks(batch_size) {
+                let _permit = at_a_time.acquire().await?;
+                let mut tx = pool.begin().await?;
+                stock::copy_journal(&mut tx, batch, &mut buffer).await?;
+                tx.commit().await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    let took = began.elapsed();
+    pool.close().await;
+    Ok(Measured { count, took, cpu: std::time::Duration::ZERO, peak_mib: 0.0 })
+}

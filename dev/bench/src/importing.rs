@@ -1,0 +1,139 @@
+//! The importer beside a bare producer that sends the same payloads, ready-made in memory, with
+//! the same client settings.
+
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result, ensure};
+use rdkafka::{
+    error::KafkaError,
+    producer::{BaseProducer, BaseRecord, Producer},
+    types::RDKafkaErrorCode,
+};
+use runtime::{Environment, KafkaSettings, health::Health, kafka, lifecycle, logs};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::runtime::Runtime;
+
+use crate::{
+    measured::{Measured, Process},
+    world::{self, World},
+};
+
+pub(crate) struct Pair {
+    pub(crate) importer: Measured,
+    pub(crate) producer: Measured,
+}
+
+pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize) -> Result<Vec<Pair>> {
+    let file = world.csv(rows, world::plain(), "plain")?;
+    println!(
+        "\nimporter: from the file's appearance to the last acknowledgement; producer: the same payloads from memory"
+    );
+    let mut pairs = Vec::new();
+    for number in 0..rounds {
+        // who goes first alternates
+        let (importer, producer) = if number % 2 == 0 {
+            let producer = one_producer(world, tokio, &file, rows)?;
+            (one_importer(world, tokio, &file, rows)?, producer)
+        } else {
+            (one_importer(world, tokio, &file, rows)?, one_producer(world, tokio, &file, rows)?)
+        };
+        println!("  importer {importer}\n  producer {producer}    ratio {:.3}", importer.rate() / producer.rate());
+        pairs.push(Pair { importer, producer });
+    }
+    Ok(pairs)
+}
+
+fn one_importer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Result<Measured> {
+    let round = world.round(tokio)?;
+    let importer = Process::start(&["importer"], &round.variables)?;
+    // it has begun when it has made its directories, and has listed its input a few times
+    let done = round.directory.join("done");
+    wait_for(|| done.exists())?;
+    thread::sleep(Duration::from_secs(1));
+    let staged = round.directory.join("staged.csv");
+    std::fs::copy(file, &staged)?;
+    let receipt = done.join("bench.csv.receipt.json");
+    let appeared = SystemTime::now();
+    std::fs::rename(&staged, round.directory.join("input/bench.csv"))?;
+    wait_for(|| receipt.exists())?;
+    let receipt: serde_json::Value = serde_json::from_slice(&std::fs::read(receipt)?)?;
+    ensure!(receipt["accepted"] == rows, "the importer accepted {} of {rows} rows", receipt["accepted"]);
+    let acknowledged = receipt["finished_at"].as_str().context("finished_at")?;
+    let took = SystemTime::from(OffsetDateTime::parse(acknowledged, &Rfc3339)?).duration_since(appeared)?;
+    let (cpu, peak_mib) = importer.end(true)?;
+    Ok(Measured { count: rows, took, cpu, peak_mib })
+}
+
+fn one_producer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Result<Measured> {
+    let round = world.round(tokio)?;
+    let timing = round.directory.join("took");
+    let mut variables = round.variables;
+    variables.push(("BENCH_TIMING".into(), timing.display().to_string()));
+    let producer = Process::start(&["producer", &file.display().to_string()], &variables)?;
+    let (_, peak_mib) = producer.end(false)?;
+    let text = std::fs::read_to_string(timing)?;
+    let mut micros = text.split_whitespace().map(str::parse::<u64>);
+    let mut next = || anyhow::Ok(Duration::from_micros(micros.next().context("timing")??));
+    Ok(Measured { count: rows, took: next()?, cpu: next()?, peak_mib })
+}
+
+/// The importer, in this process.
+pub(crate) async fn service() -> Result<()> {
+    let mut env = Environment::of_process();
+    logs::start(&mut env);
+    let settings = importer::Settings::read(&mut env);
+    env.finish()?;
+    importer::run(settings, Health::default(), lifecycle::shutdown_on_signals()?).await
+}
+
+/// The bare producer, in this process. Writes how long it took, and its processor time meanwhile.
+pub(crate) fn produce(file: &Path) -> Result<()> {
+    let mut env = Environment::of_process();
+    let settings = KafkaSettings::read(&mut env);
+    let timing = env.required("BENCH_TIMING", "file");
+    env.finish()?;
+    let records = world::records(file)?;
+    let producer: BaseProducer = kafka::producer(&settings, "bench").create()?;
+    let topic = settings.topic_of(&events::stock::EVENT_TYPE);
+    producer.client().fetch_metadata(Some(topic), kafka::TIMEOUT)?;
+    let (began, cpu) = (Instant::now(), cpu_time());
+    for (number, (key, payload)) in records.iter().enumerate() {
+        let mut record = BaseRecord::to(topic).key(key).payload(payload);
+        while let Err((error, back)) = producer.send(record) {
+            ensure!(error == KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), "{error}");
+            record = back;
+            producer.poll(Duration::from_millis(10));
+        }
+        if number % 1_000 == 0 {
+            producer.poll(Duration::ZERO);
+        }
+    }
+    producer.flush(Duration::from_secs(600))?;
+    std::fs::write(timing, format!("{} {}", began.elapsed().as_micros(), (cpu_time() - cpu).as_micros()))?;
+    Ok(())
+}
+
+fn cpu_time() -> Duration {
+    // SAFETY: getrusage fills what it is given.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1_000);
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// Waits for a file or a row.
+pub(crate) fn wait_for(mut condition: impl FnMut() -> bool) -> Result<()> {
+    let began = Instant::now();
+    while !condition() {
+        ensure!(began.elapsed() < Duration::from_secs(900), "it did not happen in 15 minutes");
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}

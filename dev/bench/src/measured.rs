@@ -1,0 +1,75 @@
+//! A child process, and what it used.
+
+use std::{
+    process::{Child, Command},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+/// How long so many things took, and what the process used meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Measured {
+    pub(crate) count: u64,
+    pub(crate) took: Duration,
+    pub(crate) cpu: Duration,
+    pub(crate) peak_mib: f64,
+}
+
+impl Measured {
+    /// Things a second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.count as f64 / self.took.as_secs_f64()
+    }
+
+    /// Processor time of each, in microseconds.
+    pub(crate) fn cpu_us_each(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.count as f64
+    }
+}
+
+impl std::fmt::Display for Measured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:>9.0}/s  {:>6.2} us of cpu each  {:>4.0} MiB", self.rate(), self.cpu_us_each(), self.peak_mib)
+    }
+}
+
+/// This program again, as one of its children.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn start(arguments: &[&str], variables: &[(String, String)]) -> Result<Process> {
+        let program = std::env::current_exe()?;
+        let child = Command::new(program)
+            .args(arguments)
+            .env("LOG_LEVEL", "warn")
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .spawn()
+            .context("starting a child")?;
+        Ok(Process(child))
+    }
+
+    /// Asks it to stop (or just waits), and says what it used: processor time and peak memory.
+    pub(crate) fn end(self, ask: bool) -> Result<(Duration, f64)> {
+        let pid = self.0.id() as libc::pid_t;
+        // SAFETY: the child is not waited for yet, so the pid is its own; wait4 fills what it is given.
+        unsafe {
+            if ask {
+                libc::kill(pid, libc::SIGTERM);
+            }
+            let (mut status, mut usage) = (0, std::mem::zeroed::<libc::rusage>());
+            if libc::wait4(pid, &mut status, 0, &mut usage) != pid || status != 0 {
+                bail!("a child ended with status {status}");
+            }
+            let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1_000);
+            Ok((time(usage.ru_utime) + time(usage.ru_stime), usage.ru_maxrss as f64 / 1024.0))
+        }
+    }
+}
+
+/// The middle one.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -55,7 +55,9 @@ impl RowReader {
         let source = split_fields(line, &mut self.unquoted, &mut self.fields).map_err(apart)?;
         let width = self.header.width;
         let extra = self.fields.iter().skip(width).any(|field| !source[field.clone()].trim_ascii().is_empty());
-        if self.fields.len() < width || extra {
+        // whoever corrects a rejected row may take the reason out together with its comma
+        let least = width - usize::from(self.header.ends_in_error);
+        if self.fields.len() < least || extra {
             return Err(apart(format!("the line has {} fields, the header has {width}", self.fields.len())));
         }
         let event_type = self.header.event_type;
@@ -98,7 +100,7 @@ impl RowReader {
             let wrong = if bytes.is_empty() {
                 Some(format!("{}: is empty", column.name))
             } else if std::str::from_utf8(bytes).is_err() {
-                Some(format!("{}: {text:?} is not valid UTF-8", column.name))
+                Some(format!("{}: {} is not valid UTF-8", column.name, shown(&text)))
             } else {
                 column.kind.check(bytes).err().map(|why| format!("{}: {} {why}", column.name, shown(&text)))
             };

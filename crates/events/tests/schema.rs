@@ -1,0 +1,183 @@
+//! The typed row reader, which the importer uses, and the JSON schema, which is for everyone else,
+//! accept and refuse the same rows; and an accepted row's record is what the wire format says.
+
+use std::sync::LazyLock;
+
+use events::{EVENT_TYPES, EventType, Header, Kind, Row, RowReader, stock::StockEvent};
+use jsonschema::Validator;
+use proptest::{collection::vec, prelude::*, sample::select};
+use serde_json::{Map, Value, json};
+
+/// A value for a column: right, nearly right, or anything.
+fn value(kind: &'static Kind) -> BoxedStrategy<String> {
+    let right = match kind {
+        Kind::Uuid => "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}".boxed(),
+        Kind::OneOf(words) => select(*words).prop_map(str::to_owned).boxed(),
+        Kind::DateTime => {
+            "[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9])[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?([Zz]|[+-](0[0-9]|1[0-9]|2[0-3]):[0-5][0-9])"
+                .boxed()
+        }
+        Kind::Whole { min, max } => (*min..=*max).prop_map(|number| number.to_string()).boxed(),
+    };
+    let near = match kind {
+        Kind::Uuid => "[0-9a-g]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-[0-9a-f]{11,13}".boxed(),
+        Kind::OneOf(words) => select(*words).prop_flat_map(edited).boxed(),
+        Kind::DateTime => "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{0,9})?([Zz]|[+-][0-2][0-9]:?[0-6][0-9])?".boxed(),
+        Kind::Whole { min, max } => prop_oneof![
+            (-3_i64..4).prop_map(|number| number.to_string()),
+            (i128::from(*min) - 2..=i128::from(*min) + 2).prop_map(|number| number.to_string()),
+            (i128::from(*max) - 12..=i128::from(*max) + 12).prop_map(|number| number.to_string()),
+            "0{0,25}[0-9]{0,20}",
+            "[+-]?[0-9]{1,3}(\\.0|e1|_0)?",
+        ]
+        .boxed(),
+    };
+    let white = "[ \t]{0,2}";
+    let padded = (white, right.clone(), white).prop_map(|(before, value, behind)| before + &value + &behind);
+    prop_oneof![
+        12 => right.clone(),
+        2 => padded,
+        2 => near,
+        1 => right.prop_flat_map(|value| edited(&value)),
+        1 => "[ -~]{0,12}",
+        1 => "[^\n\r\u{0}]{0,6}",
+    ]
+    .boxed()
+}
+
+/// A text with a character put in, taken out or replaced.
+fn edited(text: &str) -> impl Strategy<Value = String> + use<> {
+    let characters: Vec<char> = text.chars().collect();
+    let length = characters.len();
+    (0..=length, 0..3, any::<char>().prop_filter("a row is a line", |character| !"\n\r\0".contains(*character)))
+        .prop_map(move |(at, how, character)| {
+            let mut edited = characters.clone();
+            match how {
+                0 => edited.insert(at, character),
+                _ if at == length => {}
+                1 => drop(edited.remove(at)),
+                _ => edited[at] = character,
+            }
+            edited.into_iter().collect()
+        })
+}
+
+fn row(event_type: &'static EventType) -> impl Strategy<Value = Vec<String>> {
+    event_type.columns.iter().map(|column| value(&column.kind)).collect::<Vec<_>>()
+}
+
+/// A field as CSV: in quotes where it must be.
+fn field(value: &str) -> String {
+    if value.contains([',', '"']) { format!("\"{}\"", value.replace('"', "\"\"")) } else { value.to_owned() }
+}
+
+fn line(values: &[String]) -> String {
+    values.iter().map(|value| field(value)).collect::<Vec<_>>().join(",")
+}
+
+fn reader(header: &str) -> RowReader {
+    RowReader::new(Header::read(header.as_bytes()).expect("a header"))
+}
+
+/// The validator of a type's schema, with formats asserted.
+fn schema(event_type: &EventType) -> &'static Validator {
+    static SCHEMAS: LazyLock<Vec<(&str, Validator)>> = LazyLock::new(|| {
+        let build = |schema| jsonschema::options().should_validate_formats(true).build(&schema).expect("a schema");
+        EVENT_TYPES.iter().map(|event_type| (event_type.name, build(event_type.schema()))).collect()
+    });
+    SCHEMAS.iter().find(|(name, _)| *name == event_type.name).map(|(_, schema)| schema).expect("a known type")
+}
+
+/// What the wire format says about a row: the columns as strings, in the type's order, trimmed.
+fn record(event_type: &EventType, values: &[String]) -> Value {
+    let fields = event_type.columns.iter().zip(values);
+    let trimmed = |value: &str| value.trim_matches(|character: char| character.is_ascii_whitespace()).to_owned();
+    Value::Object(fields.map(|(column, value)| (column.name.to_owned(), trimmed(value).into())).collect::<Map<_, _>>())
+}
+
+fn key(event_type: &EventType, record: &Value) -> String {
+    let part = |position: &usize| {
+        let text = record[event_type.columns[*position].name].as_str().unwrap_or_default();
+        match event_type.columns[*position].kind {
+            Kind::Whole { .. } => text.parse::<i64>().expect("a whole number").to_string(),
+            _ => text.to_owned(),
+        }
+    };
+    event_type.key.iter().map(part).collect::<Vec<_>>().join("-")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn reader_and_schema_accept_and_refuse_the_same_rows(
+        (event_type, values) in select(EVENT_TYPES.to_vec()).prop_flat_map(|event_type| (Just(event_type), row(event_type))),
+    ) {
+        let schema = schema(event_type);
+        let record = record(event_type, &values);
+        let mut row = Row::default();
+        let read = reader(&event_type.header_line()).read(line(&values).as_bytes(), &mut row);
+        prop_assert_eq!(read.is_ok(), schema.is_valid(&record), "{:?} {:?}", record, read);
+        match read {
+            Ok(()) => {
+                prop_assert_eq!(String::from_utf8_lossy(&row.payload), record.to_string());
+                prop_assert_eq!(String::from_utf8_lossy(&row.key), key(event_type, &record));
+                prop_assert!(StockEvent::decode(&row.payload).is_ok(), "the consumer reads what the importer writes");
+            }
+            Err(error) => {
+                let columns: Vec<_> = error.columns.expect("columns").into_iter().map(|(name, text)| (name.to_owned(), text.into())).collect();
+                prop_assert_eq!(Value::Object(columns.into_iter().collect()), record);
+                prop_assert!(error.error.starts_with(error.column.expect("a column")));
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_columns_and_further_ones_change_nothing(
+        values in row(EVENT_TYPES[0]),
+        order in Just((0..8).collect::<Vec<usize>>()).prop_shuffle(),
+    ) {
+        let event_type = EVENT_TYPES[0];
+        let names: Vec<String> = event_type.columns.iter().map(|column| column.name.to_owned()).chain(["note".into(), "x".into()]).collect();
+        let cells: Vec<String> = values.iter().cloned().chain(["any, \"thing\"".into(), String::new()]).collect();
+        let shuffled = |cells: &[String]| line(&order.iter().map(|at| cells[*at].clone()).collect::<Vec<_>>());
+        let (mut plain, mut mixed) = (Row::default(), Row::default());
+        let expected = reader(&event_type.header_line()).read(line(&values).as_bytes(), &mut plain);
+        let found = reader(&shuffled(&names)).read(shuffled(&cells).as_bytes(), &mut mixed);
+        prop_assert_eq!(&found, &expected);
+        if found.is_ok() {
+            prop_assert_eq!((mixed.payload, mixed.key), (plain.payload, plain.key));
+        }
+    }
+
+    #[test]
+    fn no_bytes_whatever_are_more_than_a_refusal(bytes in vec(any::<u8>(), 0..200)) {
+        let mut row = Row::default();
+        let _ = reader(&EVENT_TYPES[0].header_line()).read(&bytes, &mut row);
+        let _ = Header::read(&bytes);
+        let _ = StockEvent::decode(&bytes);
+    }
+}
+
+#[test]
+fn a_record_is_exactly_what_existing_consumers_rely_on() {
+    let mut row = Row::default();
+    reader("transaction_id,event_type,date,store_number,item_number,value")
+        .read(b"8947695b-7f19-44b6-96b6-7f8ed041fe57, incoming ,2019-04-14T03:47:13Z,5,012,400", &mut row)
+        .expect("a row");
+    assert_eq!(
+        String::from_utf8_lossy(&row.payload),
+        r#"{"transaction_id":"8947695b-7f19-44b6-96b6-7f8ed041fe57","event_type":"incoming","date":"2019-04-14T03:47:13Z","store_number":"5","item_number":"012","value":"400"}"#
+    );
+    assert_eq!(String::from_utf8_lossy(&row.key), "5-12", "however a number is written, a card has one key");
+}
+
+#[test]
+fn the_schema_names_and_explains_every_column() {
+    insta::assert_snapshot!(EVENT_TYPES[0].schema()["properties"]["value"], @r#"{"type":"string","pattern":"^0*(2147483647|[1-9][0-9]{0,8}|[1-1][0-9]{9}|2[0-0][0-9]{8}|21[0-3][0-9]{7}|214[0-6][0-9]{6}|2147[0-3][0-9]{5}|21474[0-7][0-9]{4}|214748[0-2][0-9]{3}|2147483[0-5][0-9]{2}|21474836[0-3][0-9]{1}|214748364[0-6][0-9]{0})$","description":"How many pieces."}"#);
+    let schema = EVENT_TYPES[0].schema();
+    assert_eq!(
+        schema["required"],
+        json!(["transaction_id", "event_type", "date", "store_number", "item_number", "value"])
+    );
+}

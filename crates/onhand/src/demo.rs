@@ -57,8 +57,13 @@ async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
     let mut env = Environment::of_process();
     let screen = Screen::new();
     screen.take_logs(&env);
+    services::check(&services::ALL)?;
     let shutdown = lifecycle::shutdown_on_signals()?;
     let servers = servers::start_async(root.clone(), |line| tracing::info!("{line} ...")).await?;
+    if shutdown.is_cancelled() {
+        servers::stop(servers).await?;
+        bail!("stopped before all was there");
+    }
     let place = fresh::make(&servers, &root, &mut env, &shutdown).await?;
     let note = Note::leave(&root, &place.variables).context("noting what runs")?;
     let seen = found::watch(&place.kafka, &screen, &shutdown)?;
@@ -92,6 +97,7 @@ async fn show(screen: &Screen, place: &Place, seen: &Seen, servers: &Sandbox, on
     bold("what becomes of it:");
     fresh::drop_file(&place.input, "example.csv", EXAMPLE)?;
     let checked = check(screen, place, seen, &expected).await;
+    screen.check()?;
 
     bold("select * from items order by id;");
     let mut connection = connect(&place.postgres).await?;

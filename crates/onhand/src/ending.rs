@@ -4,12 +4,15 @@ use std::{io, process::ExitCode};
 
 use anyhow::{Context, Result};
 
+/// What a shell reports of a program that SIGPIPE ended.
+const BROKEN_PIPE: u8 = 128 + 13;
+
 /// 0 for a result; 1 for an error, which is told, unless it is only that nobody reads our output
 /// any longer.
 pub(crate) fn exit_code(ended: Result<ExitCode>) -> ExitCode {
     match ended {
         Ok(code) => code,
-        Err(error) if error.chain().any(is_broken_pipe) => ExitCode::SUCCESS,
+        Err(error) if error.chain().any(is_broken_pipe) => ExitCode::from(BROKEN_PIPE),
         Err(error) => {
             eprintln!("onhand: {error:#}");
             ExitCode::FAILURE

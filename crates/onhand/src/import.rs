@@ -99,5 +99,6 @@ fn progress(pace: &Pace, elapsed: Duration) -> String {
 fn in_words(file: &Path, receipt: &Receipt) -> String {
     let Receipt { rows, accepted, refused, error, .. } = receipt;
     let error = error.as_ref().map(|error| format!("; {error}")).unwrap_or_default();
-    format!("{}: {rows} rows, {accepted} accepted, {refused} refused{error}", file.display())
+    let s = if *rows == 1 { "" } else { "s" };
+    format!("{}: {rows} row{s}, {accepted} accepted, {refused} refused{error}", file.display())
 }

@@ -1,6 +1,9 @@
 //! Topics, read by hand: every partition, from where one likes, without a consumer group.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use rdkafka::{
@@ -13,18 +16,19 @@ use runtime::{KafkaSettings, kafka};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Where reading begins.
+/// Where reading begins: with the oldest record there is, or with what comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum From {
-    /// With the oldest record there is
     Start,
-    /// With what comes next
     End,
 }
 
 /// Reads one or more topics.
 pub(crate) struct Reader {
     consumer: BaseConsumer,
+    partitions: usize,
+    /// Partitions that were read to their end once.
+    ended: BTreeSet<i32>,
 }
 
 impl Reader {
@@ -34,6 +38,7 @@ impl Reader {
             .set("group.id", "onhand-reader")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
+            .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "100")
             .set("queued.max.messages.kbytes", "4096")
             .create()
@@ -56,13 +61,25 @@ impl Reader {
             }
         }
         consumer.assign(&assignment).context("reading partitions")?;
-        Ok(Reader { consumer })
+        Ok(Reader { consumer, partitions: assignment.count(), ended: BTreeSet::new() })
     }
 
     /// The next record, when one comes in time. An error is a passing one: the broker is away.
-    pub(crate) fn next(&self, timeout: Duration) -> Result<Option<OwnedMessage>, KafkaError> {
-        let message = self.consumer.poll(timeout).transpose()?;
-        Ok(message.map(|message| message.detach()))
+    pub(crate) fn next(&mut self, timeout: Duration) -> Result<Option<OwnedMessage>, KafkaError> {
+        match self.consumer.poll(timeout) {
+            None => Ok(None),
+            Some(Ok(message)) => Ok(Some(message.detach())),
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                self.ended.insert(partition);
+                Ok(None)
+            }
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// Whether everything that was there has been read, of one topic.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.ended.len() == self.partitions
     }
 }
 

@@ -21,7 +21,7 @@ Example: one more process that shares the partitions
   KAFKA_BROKER_URL=localhost:9092 POSTGRES_HOSTNAME=localhost POSTGRES_USER=onhand \\
   POSTGRES_PASSWORD=secret POSTGRES_DB=onhand onhand run stock")]
 pub(crate) struct Arguments {
-    /// Which one
+    /// importer: files to topics; stock: the events topic to Postgres
     #[arg(value_enum)]
     service: Service,
 }

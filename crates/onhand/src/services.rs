@@ -5,12 +5,11 @@ use futures::future::BoxFuture;
 use runtime::{Environment, health::Health, lifecycle::Tasks, metrics};
 use tokio_util::sync::CancellationToken;
 
-/// A service; its settings are its own.
+/// A service: `importer`, files of a directory to topics; `stock`, the events topic to stock on hand
+/// in Postgres.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Service {
-    /// Files of a directory to topics
     Importer,
-    /// The events topic to stock on hand in Postgres
     Stock,
 }
 
@@ -39,6 +38,22 @@ impl Service {
             }
         }
     }
+}
+
+/// Finds what is wrong with the environment's settings, before any server is started for them.
+pub(crate) fn check(services: &[Service]) -> Result<()> {
+    let mut env = Environment::of_process();
+    if env.text("POSTGRES_HOSTNAME").is_none() {
+        // a private server brings them
+        for name in ["POSTGRES_HOSTNAME", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"] {
+            env.set(name, "private");
+        }
+    }
+    for service in services {
+        drop(service.prepare(&mut env));
+    }
+    metrics::address(&mut env);
+    Ok(env.finish()?)
 }
 
 /// Starts services, and what shows their health and metrics, once all of their settings are right.

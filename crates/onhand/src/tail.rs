@@ -29,16 +29,19 @@ else from localhost:9092.
 
 Examples: what is refused from now on; the reasons of all refusals so far, counted
   onhand tail errors
-  onhand tail errors --from start --count 1000 --json | jq -r .value.error | sort | uniq -c")]
+  onhand tail errors --from start --no-follow --json | jq -r .value.error | sort | uniq -c")]
 pub(crate) struct Arguments {
     /// The topic: events, errors or any other
     topic: String,
     /// One JSON object a line, for programs
     #[arg(long)]
     json: bool,
-    /// Where to begin
-    #[arg(long, value_enum, value_name = "PLACE", default_value = "end")]
+    /// Begin with the oldest record there is, or with what comes next
+    #[arg(long, value_enum, default_value = "end")]
     from: From,
+    /// End when all that is there has been shown
+    #[arg(long)]
+    no_follow: bool,
     /// End after so many records
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -50,12 +53,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut env = address::environment(&arguments.data.path);
     let settings = KafkaSettings::read(&mut env);
     env.finish()?;
-    let reader = Reader::open(&settings, &[&arguments.topic], arguments.from)?;
+    let mut reader = Reader::open(&settings, &[&arguments.topic], arguments.from)?;
     let style = Style { paint: Paint::of_stdout(), width: terminal::width(), time: true };
     let mut out = BufWriter::new(io::stdout().lock());
     let mut left = arguments.count.unwrap_or(u64::MAX);
     let mut away = false;
-    while left > 0 {
+    while left > 0 && !(arguments.no_follow && reader.is_at_end()) {
         let next = match reader.next(Duration::ZERO) {
             Ok(None) => {
                 // nothing at hand: what was written so far can be looked at

@@ -40,17 +40,20 @@ pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
         let mut env = Environment::of_process();
         logs::start(&mut env);
         env.finish()?;
+        services::check(&services::ALL)?;
         let shutdown = lifecycle::shutdown_on_signals()?;
         let servers = servers::start_async(data.path.clone(), |line| tracing::info!("{line} ...")).await?;
+        if shutdown.is_cancelled() {
+            servers::stop(servers).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let variables = servers.environment();
         for (name, value) in &variables {
             env.set(name, value.as_str());
         }
         let tasks = services::start(&services::ALL, &mut env, &shutdown)?;
         let note = Note::leave(&data.path, &variables).context("noting what runs")?;
-        if !shutdown.is_cancelled() {
-            tell(&servers, &mut env, &data.path).context("writing to stdout")?;
-        }
+        tell(&servers, &mut env, &data.path).context("writing to stdout")?;
         let ended = tasks.join().await;
         drop(note);
         servers::stop(servers).await?;

@@ -41,7 +41,7 @@ struct Records {
 
 /// Shows the records of all topics on the screen as they come, until shutdown.
 pub(crate) fn watch(settings: &KafkaSettings, screen: &Screen, shutdown: &CancellationToken) -> Result<Seen> {
-    let reader = Reader::open(settings, &settings.all_topics(), From::Start)?;
+    let mut reader = Reader::open(settings, &settings.all_topics(), From::Start)?;
     let (seen, screen, shutdown) = (Seen::default(), screen.clone(), shutdown.clone());
     let errors_topic = settings.errors_topic.clone();
     let ours = seen.clone();

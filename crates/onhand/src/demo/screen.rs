@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use runtime::Environment;
 use tracing::{
     Event, Level, Subscriber,
@@ -29,7 +29,7 @@ pub(crate) const LABEL: usize = 10;
 pub(crate) struct Screen {
     pub(crate) paint: Paint,
     /// The first error of writing: nobody reads any longer.
-    failed: Arc<Mutex<Option<io::Error>>>,
+    failed: Arc<Mutex<Option<io::ErrorKind>>>,
 }
 
 impl Screen {
@@ -55,16 +55,14 @@ impl Screen {
     pub(crate) fn plain(&self, line: &str) {
         let mut out = io::stdout().lock();
         if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.kind());
         }
     }
 
     /// An error once a line could not be written.
     pub(crate) fn check(&self) -> Result<()> {
-        match self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(error) => Err(anyhow::Error::new(error).context("writing to stdout")),
-            None => Ok(()),
-        }
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.map_or(Ok(()), |kind| Err(io::Error::from(kind)).context("writing to stdout"))
     }
 
     /// From now on log lines come here; `LOG_LEVEL` says which, as ever.

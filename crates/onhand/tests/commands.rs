@@ -1,0 +1,135 @@
+//! What can be seen of the command line without a server.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    os::unix::process::ExitStatusExt,
+    process::{Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// With servers of the environment, so that nothing is started.
+fn onhand() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onhand"));
+    command.envs([("KAFKA_BROKER_URL", "127.0.0.1:9"), ("POSTGRES_HOSTNAME", "127.0.0.1:9")]);
+    command.envs([("POSTGRES_USER", "u"), ("POSTGRES_PASSWORD", "p"), ("POSTGRES_DB", "d")]);
+    command
+}
+
+fn run(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn every_command_explains_itself_with_an_example() {
+    for command in ["demo", "up", "with", "tail", "import", "generate", "verify", "offsets", "run"] {
+        let (code, help, _) = run(onhand().args([command, "--help"]));
+        assert!(code == Some(0) && help.contains("Example") && help.contains(&format!("onhand {command}")), "{help}");
+    }
+}
+
+#[test]
+fn usage_errors_end_with_status_2_and_others_with_1() {
+    assert_eq!(run(&mut onhand()).0, Some(2));
+    assert_eq!(run(onhand().arg("frobnicate")).0, Some(2));
+    assert_eq!(run(onhand().args(["generate", "--rows", "many"])).0, Some(2));
+    let error = "onhand: the share of bad is 2, expected 0 to 1\n";
+    assert_eq!(run(onhand().args(["generate", "--bad", "2"])), (Some(1), String::new(), error.into()));
+}
+
+#[test]
+fn generate_writes_the_same_to_stdout_and_to_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rows.csv");
+    let arguments = ["generate", "--rows", "20000", "--seed", "7"];
+    let (code, stdout, _) = run(onhand().args(arguments));
+    assert_eq!((code, stdout.lines().count()), (Some(0), 20_001));
+    assert_eq!(run(onhand().args(arguments).arg("-o").arg(&file)), (Some(0), String::new(), String::new()));
+    assert!(fs::read_to_string(&file).unwrap() == stdout, "the file differs");
+}
+
+#[test]
+fn generate_ends_quietly_when_nobody_reads_on() {
+    let mut child = onhand().arg("generate").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 100];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(128 + 13), ""));
+}
+
+#[test]
+fn with_ends_as_its_command_ends() {
+    let with = |command: &[&str]| run(onhand().args(["with", "--"]).args(command));
+    assert_eq!(with(&["sh", "-c", "echo out; exit 7"]), (Some(7), "out\n".into(), String::new()));
+    assert_eq!(with(&["sh", "-c", "kill -KILL $$"]).0, Some(128 + 9));
+    let (code, _, stderr) = with(&["no-such-command"]);
+    assert!(code == Some(127) && stderr.contains("cannot run no-such-command"), "{stderr}");
+}
+
+#[test]
+fn with_passes_a_signal_on_and_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "trap 'echo asked to end; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut child = onhand()
+        .env("TMPDIR", dir.path())
+        .args(["with", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut ready = [0; 6];
+    stdout.read_exact(&mut ready).unwrap();
+    // SAFETY: our own child, not waited for yet.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!((status.code(), status.signal(), rest.as_str()), (Some(3), None, "asked to end\n"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_second_up_on_the_same_data_says_so_and_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut lock = File::create(dir.path().join("lock")).unwrap();
+    lock.lock().unwrap();
+    writeln!(lock, "4711").unwrap();
+    let (code, _, stderr) = run(onhand().arg("up").arg("--data").arg(dir.path()));
+    let expected = format!(
+        "onhand: another onhand is running on {} (pid 4711); stop it or choose another data directory\n",
+        dir.path().display()
+    );
+    assert_eq!((code, stderr), (Some(1), expected));
+}
+
+#[test]
+fn a_wrong_setting_is_named_before_anything_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = onhand();
+    up.arg("up").arg("--data").arg(dir.path().join("data")).env("STOCK_RETRY_MS", "soon").env("POSTGRES_DB", "");
+    let (code, _, stderr) = run(&mut up);
+    assert!(code == Some(1) && stderr.contains("STOCK_RETRY_MS") && stderr.contains("POSTGRES_DB"), "{stderr}");
+    assert!(!dir.path().join("data").exists());
+}
+
+#[test]
+fn up_that_waits_for_its_servers_ends_when_it_is_asked_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child =
+        onhand().arg("up").current_dir(dir.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut first = [0; 1];
+    stdout.read_exact(&mut first).unwrap();
+    // SAFETY: our own child, not waited for yet.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    let asked = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(asked.elapsed() < Duration::from_secs(10), "it does not end");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let left: Vec<_> = fs::read_dir(dir.path().join(".onhand")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["lock"]);
+}

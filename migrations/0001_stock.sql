@@ -8,7 +8,7 @@ COMMENT ON TABLE stores IS 'Every store that goods came in to.';
 CREATE TABLE items (
     id serial PRIMARY KEY,              -- in the order in which the cards came to be
     item_id bigint NOT NULL,            -- item_number of the events
-    store_id bigint NOT NULL REFERENCES stores (id),
+    store_id bigint NOT NULL,           -- a row of stores, written in the same transaction
     amount bigint NOT NULL CHECK (amount >= 0), -- pieces on hand now
     CONSTRAINT items_card UNIQUE (store_id, item_id)
 ) WITH (fillfactor = 60);               -- room on each page, so that a new amount touches no index

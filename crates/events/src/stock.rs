@@ -150,6 +150,51 @@ impl StockEvent {
     }
 }
 
+impl StockEvent {
+    /// Reads a payload that is, byte for byte, what [`StockEvent::to_json`] writes; none for any
+    /// other, which [`StockEvent::decode`] may still read. Most records are such, and this is some
+    /// times faster.
+    pub fn decode_canonical(payload: &[u8]) -> Option<StockEvent> {
+        let rest = payload.strip_prefix(b"{\"transaction_id\":\"")?;
+        let (id, rest) = rest.split_at_checked(36)?;
+        if id.iter().any(u8::is_ascii_uppercase) {
+            return None;
+        }
+        let rest = rest.strip_prefix(b"\",\"event_type\":\"")?;
+        let (movement, rest) = match rest.strip_prefix(b"incoming") {
+            Some(rest) => (Movement::Incoming, rest),
+            None => (Movement::Sale, rest.strip_prefix(b"sale")?),
+        };
+        let rest = rest.strip_prefix(b"\",\"date\":\"")?;
+        // whole seconds of UTC: other spellings of an instant are not written
+        let (date, rest) = rest.split_at_checked(20)?;
+        if date[10] != b'T' || date[19] != b'Z' {
+            return None;
+        }
+        let (store, rest) = canonical_number(rest.strip_prefix(b"\",\"store_number\":\"")?)?;
+        let (item, rest) = canonical_number(rest.strip_prefix(b"\",\"item_number\":\"")?)?;
+        let (value, rest) = canonical_number(rest.strip_prefix(b"\",\"value\":\"")?)?;
+        if rest != b"\"}" || !(1..=MAX_VALUE).contains(&value) {
+            return None;
+        }
+        Some(StockEvent {
+            transaction_id: Uuid::try_parse_ascii(id).ok()?,
+            movement,
+            date: Timestamp::parse(date).ok()?,
+            card: Card { store, item },
+            value: value as i32,
+        })
+    }
+}
+
+/// Digits without leading zeros, up to the next quote.
+fn canonical_number(text: &[u8]) -> Option<(i64, &[u8])> {
+    let length = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (digits, rest) = text.split_at(length);
+    let number = crate::kind::whole(digits)?;
+    (length == 1 || digits[0] != b'0').then_some((number, rest))
+}
+
 #[derive(Deserialize)]
 struct Wire<'a> {
     #[serde(borrow)]

@@ -157,7 +157,7 @@ impl<P: Projection> Applier<P> {
         if !offsets::advance(&mut tx, P::SERVICE, source, self.next_offset, run.end).await? {
             return Ok(false);
         }
-        let batch = buffer.batch(P::SERVICE, source, run);
+        let batch = buffer.batch(P::SERVICE, P::encode, source, run);
         let mut letters = buffer.undecoded(P::SERVICE, source, self.next_offset, run);
         let refused = letters.len() as u64;
         let outcome = if batch.events.is_empty() {
@@ -189,7 +189,7 @@ impl<P: Projection> Applier<P> {
             return Ok(false);
         }
         let refusal = Refusal { error: format!("the record cannot be applied: {why:#}"), class: "NotApplicable" };
-        let batch = buffer.batch(P::SERVICE, source, run);
+        let batch = buffer.batch(P::SERVICE, P::encode, source, run);
         let own: Vec<DeadLetter> = batch.events.iter().map(|record| batch.refuse(record, &refusal)).collect();
         let mut letters = buffer.undecoded(P::SERVICE, source, self.next_offset, run);
         letters.extend(own);

@@ -1,8 +1,17 @@
 //! Records of one partition on their way into one transaction.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use events::{DeadLetter, Refusal, dead_letter::RecordPlace};
+
+/// What a decoder makes of a record's payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decoded<E> {
+    /// What it says.
+    pub event: E,
+    /// Whether `encode` makes the same bytes of it again, so that they need not be kept.
+    pub canonical: bool,
+}
 
 /// A record that was decoded.
 #[derive(Debug)]
@@ -22,16 +31,18 @@ pub struct Batch<'a, E> {
     /// Those that could be decoded, in the order of their offsets.
     pub events: &'a [Received<E>],
     service: &'a str,
+    encode: fn(&E) -> Vec<u8>,
     bytes: &'a [u8],
 }
 
-/// Where a record stands in its partition, and its bytes in the batch: key, then payload.
+/// Where a record stands in its partition, and its bytes in the batch: key, then payload unless it
+/// can be made again.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     offset: i64,
     start: u32,
     key_length: u32,
-    payload_length: u32,
+    payload_length: Option<u32>,
 }
 
 impl<E> Batch<'_, E> {
@@ -46,13 +57,22 @@ impl<E> Batch<'_, E> {
     }
 
     /// A record's payload as it came.
-    pub fn payload(&self, record: &Received<E>) -> &[u8] {
-        payload_of(record.place, self.bytes)
+    pub fn payload(&self, record: &Received<E>) -> Cow<'_, [u8]> {
+        match record.place.payload_length {
+            Some(length) => Cow::Borrowed(payload_of(record.place, length, self.bytes)),
+            None => Cow::Owned((self.encode)(&record.event)),
+        }
     }
 
     /// The dead letter that refuses a record.
     pub fn refuse(&self, record: &Received<E>, refusal: &Refusal) -> DeadLetter {
-        letter(self.service, (self.topic, self.partition), record.place, self.bytes, refusal)
+        let place = RecordPlace {
+            service: self.service,
+            topic: self.topic,
+            partition: self.partition,
+            offset: record.place.offset,
+        };
+        DeadLetter::of_record(place, self.key(record), &self.payload(record), refusal)
     }
 }
 
@@ -77,18 +97,21 @@ impl<E> Buffer<E> {
         self.bytes.clear();
     }
 
-    pub(crate) fn push(&mut self, offset: i64, key: &[u8], payload: &[u8], decoded: Result<E, Refusal>) {
+    pub(crate) fn push(&mut self, offset: i64, key: &[u8], payload: &[u8], decoded: Result<Decoded<E>, Refusal>) {
+        let keep = !matches!(decoded, Ok(Decoded { canonical: true, .. }));
         let place = Place {
             offset,
             start: self.bytes.len() as u32,
             key_length: key.len() as u32,
-            payload_length: payload.len() as u32,
+            payload_length: keep.then_some(payload.len() as u32),
         };
         self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(payload);
+        if keep {
+            self.bytes.extend_from_slice(payload);
+        }
         self.end = offset + 1;
         match decoded {
-            Ok(event) => self.events.push(Received { event, place }),
+            Ok(Decoded { event, .. }) => self.events.push(Received { event, place }),
             Err(refusal) => self.refused.push((place, refusal)),
         }
     }
@@ -102,9 +125,9 @@ impl<E> Buffer<E> {
         self.len() == 0
     }
 
-    /// Bytes of the records in it.
+    /// Bytes of memory that its records take.
     pub(crate) fn size(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.events.len() * size_of::<Received<E>>()
     }
 
     /// All of it, as a run to apply.
@@ -121,9 +144,15 @@ impl<E> Buffer<E> {
         })
     }
 
-    pub(crate) fn batch<'a>(&'a self, service: &'a str, source: (&'a str, i32), run: &Run) -> Batch<'a, E> {
+    pub(crate) fn batch<'a>(
+        &'a self,
+        service: &'a str,
+        encode: fn(&E) -> Vec<u8>,
+        source: (&'a str, i32),
+        run: &Run,
+    ) -> Batch<'a, E> {
         let (topic, partition) = source;
-        Batch { topic, partition, events: &self.events[run.events.clone()], service, bytes: &self.bytes }
+        Batch { topic, partition, events: &self.events[run.events.clone()], service, encode, bytes: &self.bytes }
     }
 
     /// Dead letters of the records from `start` to the run's end that could not be decoded.
@@ -132,7 +161,11 @@ impl<E> Buffer<E> {
         self.refused
             .iter()
             .filter(|(place, _)| inside(place))
-            .map(|(place, refusal)| letter(service, source, *place, &self.bytes, refusal))
+            .map(|(place, refusal)| {
+                let record = RecordPlace { service, topic: source.0, partition: source.1, offset: place.offset };
+                let payload = payload_of(*place, place.payload_length.unwrap_or(0), &self.bytes);
+                DeadLetter::of_record(record, key_of(*place, &self.bytes), payload, refusal)
+            })
             .collect()
     }
 }
@@ -144,18 +177,12 @@ pub(crate) struct Run {
     pub(crate) end: i64,
 }
 
-fn letter(service: &str, source: (&str, i32), place: Place, bytes: &[u8], refusal: &Refusal) -> DeadLetter {
-    let (topic, partition) = source;
-    let record = RecordPlace { service, topic, partition, offset: place.offset };
-    DeadLetter::of_record(record, key_of(place, bytes), payload_of(place, bytes), refusal)
-}
-
 fn key_of(place: Place, bytes: &[u8]) -> Option<&[u8]> {
     let start = place.start as usize;
     Some(&bytes[start..start + place.key_length as usize]).filter(|key| !key.is_empty())
 }
 
-fn payload_of(place: Place, bytes: &[u8]) -> &[u8] {
+fn payload_of(place: Place, length: u32, bytes: &[u8]) -> &[u8] {
     let start = (place.start + place.key_length) as usize;
-    &bytes[start..start + place.payload_length as usize]
+    &bytes[start..start + length as usize]
 }

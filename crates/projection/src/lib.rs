@@ -19,7 +19,7 @@ use std::{future::Future, time::Duration};
 use events::{DeadLetter, Refusal, Timestamp};
 use sqlx::PgConnection;
 
-pub use batch::{Batch, Received};
+pub use batch::{Batch, Decoded, Received};
 pub use error::ApplyError;
 pub use offsets::{Position, forget, positions};
 pub use run::{Settings, run};
@@ -39,7 +39,10 @@ pub trait Projection: Send + Sync + 'static {
 
     /// Bytes to event. An error refuses this record, by itself. Called off the transaction's
     /// thread, while the batch before is being applied.
-    fn decode(&self, payload: &[u8]) -> Result<Self::Event, Refusal>;
+    fn decode(&self, payload: &[u8]) -> Result<Decoded<Self::Event>, Refusal>;
+
+    /// Event to bytes: the same that a canonical one was decoded from.
+    fn encode(event: &Self::Event) -> Vec<u8>;
 
     /// Applies events of one partition, in the order of its records, inside the transaction that
     /// also moves the offset. `attempt` counts from 0 and rises after [`ApplyError::Stale`].

@@ -26,8 +26,8 @@ use crate::{
 
 /// How long the first record of a batch may wait for others.
 const LINGER: Duration = Duration::from_millis(5);
-/// Bytes of records that all buffers of a process may hold together.
-const BUFFERS: usize = 16 << 20;
+/// Bytes of memory that the buffers of all partitions of a process may take together.
+const BUFFERS: usize = 20 << 20;
 /// How long a worker that is asked to stop may take over the batch in hand.
 const PATIENCE: Duration = Duration::from_secs(7);
 

@@ -66,10 +66,10 @@ pub fn consumer(settings: &KafkaSettings, name: &str, group: &str) -> ClientConf
         .set("heartbeat.interval.ms", "2000")
         .set("fetch.wait.max.ms", "100")
         .set("fetch.queue.backoff.ms", "5")
-        .set("queued.min.messages", "10000")
-        .set("queued.max.messages.kbytes", "2048")
-        .set("fetch.message.max.bytes", "524288")
-        .set("fetch.max.bytes", "4194304")
+        .set("queued.min.messages", "5000")
+        .set("queued.max.messages.kbytes", "768")
+        .set("fetch.message.max.bytes", "262144")
+        .set("fetch.max.bytes", "2097152")
         .set("enable.partition.eof", "false");
     config
 }

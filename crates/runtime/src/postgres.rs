@@ -26,7 +26,14 @@ pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptio
         .password(&settings.password)
         .database(&settings.database)
         .application_name(application)
-        .options([("idle_in_transaction_session_timeout", "10s"), ("synchronous_commit", "off")])
+        .options([
+            ("idle_in_transaction_session_timeout", "10s"),
+            ("synchronous_commit", "off"),
+            // arrays of any length are looked up by index: a plan made for one batch's length would
+            // read whole tables for the next
+            ("plan_cache_mode", "force_generic_plan"),
+            ("jit", "off"),
+        ])
 }
 
 /// A pool of `connections`, once the database answers and is migrated. Waits for a database that

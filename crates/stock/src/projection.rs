@@ -8,7 +8,7 @@ use events::{
     stock::{Card, StockEvent},
 };
 use hashbrown::{HashMap, HashSet};
-use projection::{ApplyError, Batch, Due, Projection, Said};
+use projection::{ApplyError, Batch, Decoded, Due, Projection, Said};
 use sqlx::PgConnection;
 
 use crate::{
@@ -49,8 +49,15 @@ impl Projection for StockProjection {
     type Memory = Memory;
     type Outcome = Outcome;
 
-    fn decode(&self, payload: &[u8]) -> Result<StockEvent, Refusal> {
-        StockEvent::decode(payload)
+    fn decode(&self, payload: &[u8]) -> Result<Decoded<StockEvent>, Refusal> {
+        match StockEvent::decode_canonical(payload) {
+            Some(event) => Ok(Decoded { event, canonical: true }),
+            None => Ok(Decoded { event: StockEvent::decode(payload)?, canonical: false }),
+        }
+    }
+
+    fn encode(event: &StockEvent) -> Vec<u8> {
+        event.to_json().into_bytes()
     }
 
     async fn apply(

@@ -172,8 +172,9 @@ impl Ledger {
                 balance.changed = false;
             }
         }
-        self.waiting.clear();
-        self.known.clear();
+        // not only cleared: between batches, memory is for amounts
+        self.waiting = HashMap::new();
+        self.known = HashMap::new();
     }
 
     /// Waiting sales of a card that fit now, oldest first; a smaller one may pass a larger one

@@ -1,6 +1,8 @@
 //! The SQL of stock: reads what a batch needs, writes what was decided, with few statements over
 //! arrays. Knows no rules.
 
+use std::borrow::Cow;
+
 use events::{
     Timestamp,
     stock::{Card, Movement, StockEvent},
@@ -41,7 +43,7 @@ pub(crate) struct Parked<'a> {
     pub(crate) sale: StockEvent,
     pub(crate) record_offset: i64,
     pub(crate) key: Option<&'a [u8]>,
-    pub(crate) payload: &'a [u8],
+    pub(crate) payload: Cow<'a, [u8]>,
 }
 
 /// A change of an item: its row, and its amount before and after.
@@ -192,7 +194,7 @@ pub(crate) async fn add_waiting(
     .bind(parked.iter().map(|parked| i64::from(parked.sale.value)).collect::<Vec<_>>())
     .bind(parked.iter().map(|parked| parked.record_offset).collect::<Vec<_>>())
     .bind(parked.iter().map(|parked| parked.key).collect::<Vec<_>>())
-    .bind(parked.iter().map(|parked| parked.payload).collect::<Vec<_>>())
+    .bind(parked.iter().map(|parked| parked.payload.as_ref()).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())

@@ -42,7 +42,7 @@ impl Process {
         let program = std::env::current_exe()?;
         let child = Command::new(program)
             .args(arguments)
-            .env("LOG_LEVEL", "warn")
+            .env("LOG_LEVEL", std::env::var("LOG_LEVEL").unwrap_or_else(|_| "warn".into()))
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .spawn()
             .context("starting a child")?;

@@ -47,6 +47,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    runtime::lifecycle::share_one_heap();
     let ended = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Up(arguments) => up::run(arguments),

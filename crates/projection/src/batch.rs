@@ -87,8 +87,9 @@ pub(crate) struct Buffer<E> {
 }
 
 impl<E> Buffer<E> {
-    pub(crate) fn new() -> Buffer<E> {
-        Buffer { events: Vec::new(), refused: Vec::new(), bytes: Vec::new(), end: 0 }
+    /// An empty one, with room for so many events at once: a vector that grows takes twice as much.
+    pub(crate) fn new(room: usize) -> Buffer<E> {
+        Buffer { events: Vec::with_capacity(room), refused: Vec::new(), bytes: Vec::new(), end: 0 }
     }
 
     pub(crate) fn clear(&mut self) {

@@ -21,7 +21,7 @@ use crate::{
     Projection,
     apply::{Applied, Applier, Shared},
     assignment::Context,
-    batch::Buffer,
+    batch::{Buffer, Received},
 };
 
 /// How long the first record of a batch may wait for others.
@@ -51,6 +51,18 @@ pub(crate) struct Work<P> {
     pub(crate) assigned: AtomicUsize,
     pub(crate) reports: Sender<Report>,
     pub(crate) tokio: Handle,
+}
+
+impl<P: Projection> Work<P> {
+    /// Bytes that each buffer may take now: every partition has two.
+    fn budget(&self) -> usize {
+        BUFFERS / 2 / self.assigned.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Events that a buffer has room for.
+    fn room(&self) -> usize {
+        self.batch_size.min(self.budget() / size_of::<Received<P::Event>>())
+    }
 }
 
 pub(crate) struct Worker {
@@ -108,7 +120,7 @@ async fn apply<P: Projection>(
     stop: CancellationToken,
     committed: Arc<AtomicI64>,
 ) {
-    let mut spare = Some(Buffer::new());
+    let mut spare = Some(Buffer::new(work.room()));
     let applying = async {
         loop {
             if let Some(buffer) = spare.take()
@@ -152,7 +164,7 @@ struct Fetch<P: Projection> {
 
 impl<P: Projection> Fetch<P> {
     fn run(mut self) {
-        let mut filling = Buffer::new();
+        let mut filling = Buffer::new(self.work.room());
         let mut first = Instant::now();
         while !self.stop.is_cancelled() {
             let wait = if filling.is_empty() { Duration::from_millis(100) } else { LINGER };
@@ -174,8 +186,7 @@ impl<P: Projection> Fetch<P> {
                     self.next_offset = message.offset() + 1;
                 }
             }
-            let budget = BUFFERS / 2 / self.work.assigned.load(Ordering::Relaxed).max(1);
-            let is_full = filling.len() >= self.work.batch_size || filling.size() >= budget;
+            let is_full = filling.len() >= self.work.batch_size || filling.size() >= self.work.budget();
             if !is_full && (filling.is_empty() || first.elapsed() < LINGER) {
                 continue;
             }

@@ -47,6 +47,8 @@ pub fn producer(settings: &KafkaSettings, name: &str) -> ClientConfig {
         .set("compression.type", "lz4")
         .set("linger.ms", "5")
         .set("batch.num.messages", "10000")
+        // readers hold whole batches in memory, unpacked: for each partition
+        .set("batch.size", "262144")
         .set("queue.buffering.max.messages", "50000")
         .set("queue.buffering.max.kbytes", "16384");
     config
@@ -67,9 +69,9 @@ pub fn consumer(settings: &KafkaSettings, name: &str, group: &str) -> ClientConf
         .set("fetch.wait.max.ms", "100")
         .set("fetch.queue.backoff.ms", "5")
         .set("queued.min.messages", "5000")
-        .set("queued.max.messages.kbytes", "768")
-        .set("fetch.message.max.bytes", "262144")
-        .set("fetch.max.bytes", "2097152")
+        .set("queued.max.messages.kbytes", "512")
+        .set("fetch.message.max.bytes", "131072")
+        .set("fetch.max.bytes", "1048576")
         .set("enable.partition.eof", "false");
     config
 }

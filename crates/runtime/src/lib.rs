@@ -7,6 +7,7 @@ pub mod lifecycle;
 pub mod logs;
 pub mod metrics;
 pub mod postgres;
+pub mod service;
 pub mod settings;
 
 pub use settings::{Environment, KafkaSettings, PostgresSettings, SettingsError};

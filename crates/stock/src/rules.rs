@@ -53,10 +53,13 @@ type Content = (Movement, Timestamp, Card, i32);
 #[derive(Debug, Clone, Copy)]
 struct Balance {
     amount: i64,
-    /// The amount when the batch began; none when the card is new in it.
-    before: Option<i64>,
+    /// The amount when the batch began; [`NEW`] when the card is new in it.
+    before: i64,
     changed: bool,
 }
+
+/// In the place of an amount, which is never negative.
+const NEW: i64 = -1;
 
 /// Stock on hand, waiting sales and known ids, as far as they matter to the events at hand.
 #[derive(Debug, Default)]
@@ -71,7 +74,7 @@ pub struct Ledger {
 impl Ledger {
     /// Takes over the amount of a card that exists.
     pub fn set_amount(&mut self, card: Card, amount: i64) {
-        self.balances.insert(card, Balance { amount, before: Some(amount), changed: false });
+        self.balances.insert(card, Balance { amount, before: amount, changed: false });
     }
 
     /// Pieces on hand; none when the card does not exist.
@@ -160,7 +163,8 @@ impl Ledger {
     pub fn changed(&self) -> impl Iterator<Item = Changed> + '_ {
         self.changed.iter().map(|card| {
             let balance = &self.balances[card];
-            Changed { card: *card, before: balance.before, now: balance.amount }
+            let before = (balance.before != NEW).then_some(balance.before);
+            Changed { card: *card, before, now: balance.amount }
         })
     }
 
@@ -168,7 +172,7 @@ impl Ledger {
     pub fn settle(&mut self) {
         for card in self.changed.drain(..) {
             if let Some(balance) = self.balances.get_mut(&card) {
-                balance.before = Some(balance.amount);
+                balance.before = balance.amount;
                 balance.changed = false;
             }
         }
@@ -198,7 +202,8 @@ impl Ledger {
     }
 
     fn apply(&mut self, card: Card, before: Option<i64>, now: i64) -> Verdict {
-        let balance = self.balances.entry(card).or_insert(Balance { amount: now, before, changed: false });
+        let balance =
+            self.balances.entry(card).or_insert(Balance { amount: now, before: before.unwrap_or(NEW), changed: false });
         balance.amount = now;
         if !balance.changed {
             balance.changed = true;

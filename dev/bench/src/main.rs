@@ -45,6 +45,7 @@ enum Child {
 }
 
 fn main() -> Result<()> {
+    runtime::lifecycle::share_one_heap();
     let arguments = Arguments::parse();
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match arguments.child {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use runtime::{Environment, PostgresSettings, lifecycle, postgres};
 use sandbox::Sandbox;
@@ -70,7 +70,10 @@ async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
 
     let mut running = tokio::spawn(services::start(&services::ALL, &mut env, &shutdown)?.join());
     let shown = tokio::select! {
-        ended = &mut running => ended?.and_then(|()| bail!("stopped before all was there")),
+        ended = &mut running => match ended? {
+            Ok(()) if once => Err(anyhow!("stopped before all was there")),
+            ended => ended,
+        },
         shown = show(&screen, &place, &seen, &servers, once) => shown,
     };
     if !running.is_finished() {

@@ -51,11 +51,14 @@ impl Directory {
 /// Writes a file such that nobody ever sees half of it. It is not flushed to the disk: after a
 /// power failure the worst is that rows are sent again.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut temporary = path.to_owned();
-    let stem = path.file_name().map(names::key).unwrap_or_default();
-    temporary.set_file_name(format!(".{stem}.tmp"));
+    let temporary = temporary_of(path);
     fs::File::create(&temporary)?.write_all(bytes)?;
     fs::rename(&temporary, path)
+}
+
+/// What a file is called until it is whole.
+pub(crate) fn temporary_of(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.tmp", path.file_name().map(names::key).unwrap_or_default()))
 }
 
 /// Removes a file; one that is not there is fine.
@@ -70,7 +73,7 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            let temporary = to.with_file_name(format!(".{}.tmp", to.file_name().map(names::key).unwrap_or_default()));
+            let temporary = temporary_of(to);
             fs::copy(from, &temporary)?;
             fs::rename(&temporary, to)?;
             fs::remove_file(from)

@@ -17,7 +17,7 @@ use crate::{
     desk::{Chunk, Desk},
     directory::{Directory, remove, write_atomically},
     figures,
-    finish::{complete, decide},
+    finish::{Slot, complete, complete_left, decide},
     import::{Import, Slice, Stage},
     names::{Named, named},
     reading::Reading,
@@ -47,6 +47,7 @@ pub(crate) struct Engine {
     health: Health,
     alarm: Alarm,
     desk: Desk,
+    slot: Slot,
     scan: Scan,
     troubles: Troubles,
     /// Files on their way, by number, and their numbers by name.
@@ -70,8 +71,10 @@ impl Engine {
     pub(crate) fn new(settings: Settings, health: Health, alarm: Alarm) -> Result<Engine> {
         let directory = Directory::create(&settings.directory)?;
         let desk = Desk::new(Sender::new(&settings.kafka)?);
+        let slot = Slot::open(&directory).with_context(|| directory.progress.display().to_string())?;
         let now = Instant::now();
         let mut engine = Engine {
+            slot,
             scan: Scan::new(settings.scan),
             settings,
             directory,
@@ -103,6 +106,14 @@ impl Engine {
 
     /// Works until it is told to stop.
     pub(crate) fn run(mut self) -> Result<()> {
+        while !self.slot.is_ours() {
+            self.health.ill("directory", format!("another importer works in {}", self.settings.directory.display()));
+            self.alarm.wait(RETRY);
+            if self.alarm.is_over() {
+                return Ok(());
+            }
+        }
+        self.health.well("directory");
         self.complete_what_a_crash_left();
         tracing::info!("files dropped into {} are imported", self.directory.input.display());
         while !self.alarm.is_over() {
@@ -301,12 +312,13 @@ impl Engine {
             import.decided = decide(&self.directory, progress, event_type, import.identity, &ending, now());
         }
         let Some(decided) = &import.decided else { return };
-        let path = self.directory.progress_of(&import.name);
-        let recorded = serde_json::to_vec(decided).map_err(io::Error::from);
-        let done =
-            recorded.and_then(|json| write_atomically(&path, &json)).and_then(|()| complete(&self.directory, decided));
+        let done = self.slot.end(&self.directory, decided);
         if done.is_err() {
-            return self.finish_later(number, done);
+            // the slot is another file's next
+            let path = self.directory.progress_of(&import.name);
+            let kept = serde_json::to_vec(decided).map_err(io::Error::from);
+            let kept = kept.and_then(|json| write_atomically(&path, &json));
+            return self.finish_later(number, done.or(kept));
         }
         self.well(Ok(()));
         if let Some(import) = self.imports.get(&number) {
@@ -420,15 +432,19 @@ impl Engine {
     /// Ends files that were acknowledged whole when the last process was killed, and those that
     /// have gone since.
     fn complete_what_a_crash_left(&mut self) {
+        if let Some(decided) = self.slot.left() {
+            let left = complete(&self.directory, &decided).and_then(|()| self.slot.clear());
+            match left {
+                Ok(()) => tracing::info!("{:?} was imported before the restart", decided.file),
+                Err(error) => tracing::error!("completing {:?}: {error}", decided.file),
+            }
+        }
         for entry in std::fs::read_dir(&self.directory.progress).into_iter().flatten().flatten() {
             let path = entry.path();
-            if path.extension() != Some(OsStr::new("json")) {
-                continue;
-            }
-            let completed = crate::finish::complete_left(&self.directory, &path)
-                .with_context(|| format!("completing {}", path.display()));
-            if let Err(error) = completed {
-                tracing::error!("{error:#}");
+            if path.extension() == Some(OsStr::new("json"))
+                && let Err(error) = complete_left(&self.directory, &path)
+            {
+                tracing::error!("completing {}: {error}", path.display());
             }
         }
     }

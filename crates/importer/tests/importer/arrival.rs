@@ -1,0 +1,207 @@
+//! How files come: copied, moved, written slowly, watched or not.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::ffi::OsStrExt,
+    time::{Duration, Instant},
+};
+
+use crate::house::{HEADER, House, csv, gzip, row};
+
+#[test]
+fn a_row_becomes_a_record_and_a_bad_row_comes_back() {
+    let house = House::started();
+    house.drop_in("a.csv", csv([4]) + "\nbad\n" + &row(5).replace(",6", ",0") + "\n");
+    let receipt = house.receipt("done", "a.csv");
+    assert_eq!(
+        (receipt.file.as_str(), receipt.event_type.as_deref(), receipt.rows, receipt.accepted, receipt.refused),
+        ("a.csv", Some("stock"), 3, 1, 2)
+    );
+    assert_eq!(
+        (receipt.bytes, receipt.rejected.as_deref(), receipt.error),
+        (house.text("done/a.csv").len() as u64, Some("a.csv"), None)
+    );
+    let [event] = &house.events()[..] else { panic!("one event") };
+    assert_eq!(event.key, "4-4");
+    assert_eq!(
+        event.payload,
+        r#"{"transaction_id":"00000000-0000-4000-8000-000000000004","event_type":"incoming","date":"2019-04-14T03:47:13Z","store_number":"4","item_number":"4","value":"5"}"#
+    );
+    let errors = house.errors();
+    let payloads: Vec<_> = errors.iter().map(|record| record.payload.as_str()).collect();
+    assert_eq!(
+        payloads,
+        [
+            r#"{"raw":"bad","error":"the line has 1 fields, the header has 6","file":"a.csv","line":4,"byte":136}"#,
+            r#"{"transaction_id":"00000000-0000-4000-8000-000000000005","event_type":"incoming","date":"2019-04-14T03:47:13Z","store_number":"0","item_number":"5","value":"0","error":"value: \"0\" is not a whole number from 1 to 2147483647","file":"a.csv","line":5,"byte":140,"column":"value"}"#,
+        ]
+    );
+    assert_eq!(errors[0].headers["__connect.errors.topic"], house.events);
+    assert_eq!(house.names("input"), [""; 0]);
+    assert_eq!(house.in_progress(), [""; 0]);
+}
+
+#[test]
+fn a_file_is_finished_within_a_second_of_being_complete() {
+    let house = House::started();
+    house.wait_for_log("are imported");
+    for name in ["copied.csv", "moved.csv", "packed.csv.gz"] {
+        let content = if name.ends_with("gz") { gzip(csv(0..10)) } else { csv(0..10).into_bytes() };
+        match name {
+            "moved.csv" => house.drop_in(name, content),
+            _ => fs::write(house.input(name), content).expect("a file"),
+        }
+        let begun = Instant::now();
+        assert_eq!(house.counts("done", name), (10, 10, 0, None), "{name}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{name} took {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_file_that_is_written_slowly_is_read_as_it_grows_and_finished_once() {
+    let house = House::started();
+    let mut file = File::create(house.input("slow.csv")).expect("a file");
+    writeln!(file, "{HEADER}").expect("written");
+    for number in 0..5 {
+        let line = row(number) + "\n";
+        let (first, second) = line.split_at(50);
+        file.write_all(first.as_bytes()).expect("written");
+        file.flush().expect("written");
+        if number == 3 {
+            // longer than the file may be quiet: but we still have it open
+            let until = Instant::now() + Duration::from_millis(700);
+            house.wait("some time", || (Instant::now() > until).then_some(()));
+        }
+        file.write_all(second.as_bytes()).expect("written");
+        house.wait("the row", || (house.events().len() == number + 1).then_some(()));
+        assert_eq!(house.names("done"), [""; 0]);
+    }
+    file.write_all(row(5).as_bytes()).expect("written");
+    drop(file);
+    assert_eq!(house.counts("done", "slow.csv"), (6, 6, 0, None));
+    assert_eq!(house.numbers(), (0..6).collect::<Vec<_>>());
+}
+
+#[test]
+fn without_the_watcher_the_scan_alone_finds_everything() {
+    let mut house = House::new().set("IMPORT_WATCH", "false");
+    house.drop_in("before.csv", csv(0..3));
+    house.start();
+    assert_eq!(house.counts("done", "before.csv"), (3, 3, 0, None));
+    let mut file = File::create(house.input("grows.csv")).expect("a file");
+    write!(file, "{}", csv(3..5)).expect("written");
+    house.wait("the rows", || (house.events().len() == 5).then_some(()));
+    write!(file, "{}\n{}", row(5), row(6)).expect("written");
+    drop(file);
+    let begun = Instant::now();
+    assert_eq!(house.counts("done", "grows.csv"), (4, 4, 0, None));
+    assert!(begun.elapsed() < Duration::from_millis(1_500), "it took {:?}", begun.elapsed());
+    assert_eq!(house.numbers(), (0..7).collect::<Vec<_>>());
+}
+
+#[test]
+fn hidden_and_temporary_names_are_left_alone_until_they_are_renamed() {
+    let house = House::started();
+    let names = [".x.csv", "x.csv.part", "x.csv.tmp", "x.csv~", "x.txt"];
+    for (number, name) in names.iter().enumerate() {
+        fs::write(house.input(name), csv([number])).expect("a file");
+    }
+    house.wait_for_log("is neither .csv nor .csv.gz");
+    house.drop_in("other.csv", csv([9]));
+    house.receipt("done", "other.csv");
+    assert_eq!(house.numbers(), [9]);
+    for (number, name) in names.iter().enumerate() {
+        fs::rename(house.input(name), house.input(format!("renamed{number}.csv"))).expect("renamed");
+        house.receipt("done", &format!("renamed{number}.csv"));
+    }
+    assert_eq!(house.numbers(), [0, 1, 2, 3, 4, 9]);
+}
+
+#[test]
+fn columns_in_any_order_a_byte_order_mark_and_line_breaks_of_any_kind_are_fine() {
+    let house = House::started();
+    house.drop_in(
+        "a.csv",
+        "\u{feff}value,note,item_number,store_number,date,event_type,transaction_id\r\n\r\n12,\"so, so\",3,4,2019-04-14T03:47:13+02:00,sale,8947695B-7f19-44b6-96b6-7f8ed041fe57",
+    );
+    assert_eq!(house.counts("done", "a.csv"), (1, 1, 0, None));
+    assert_eq!(
+        house.events()[0].payload,
+        r#"{"transaction_id":"8947695B-7f19-44b6-96b6-7f8ed041fe57","event_type":"sale","date":"2019-04-14T03:47:13+02:00","store_number":"4","item_number":"3","value":"12"}"#
+    );
+}
+
+#[test]
+fn strange_names_are_names() {
+    let house = House::started();
+    let long = format!("{}.csv", "ü".repeat(125));
+    let names = [
+        &b"with space.csv"[..],
+        b"with \"quotes\" and 'more'.csv",
+        b"new\nline.csv",
+        b"no\xff\xfeutf8.csv",
+        long.as_bytes(),
+    ];
+    for (number, name) in names.iter().enumerate() {
+        house.drop_in(std::ffi::OsStr::from_bytes(name), csv([number]) + "bad\n");
+    }
+    house.wait("receipts", || (house.names("done").len() == 2 * names.len()).then_some(()));
+    assert_eq!(house.numbers(), (0..names.len()).collect::<Vec<_>>());
+    assert_eq!(house.names("rejected").len(), names.len());
+    let files: Vec<_> = house.errors().iter().map(|record| record.json()["file"].as_str().map(str::to_owned)).collect();
+    for name in names {
+        let shown = String::from_utf8_lossy(name).into_owned();
+        assert!(house.path("done").join(std::ffi::OsStr::from_bytes(name)).exists(), "{shown:?}");
+        assert!(files.contains(&Some(shown)));
+    }
+}
+
+#[test]
+fn a_name_that_was_there_before_gets_a_number() {
+    let house = House::started();
+    for number in 0..3 {
+        house.drop_in("daily.csv", csv([number]));
+        let name = ["daily.csv", "daily-2.csv", "daily-3.csv"][number];
+        assert_eq!(house.counts("done", name), (1, 1, 0, None));
+        assert_eq!(house.text(&format!("done/{name}")), csv([number]));
+    }
+}
+
+#[test]
+fn a_rejected_file_that_was_corrected_imports_just_those_rows() {
+    let house = House::started();
+    house.drop_in(
+        "a.csv",
+        csv([0]) + &row(1).replace("incoming", "incomming") + "\n" + &csv([2])[HEADER.len() + 1..] + "x,\"y\n",
+    );
+    assert_eq!(house.counts("done", "a.csv"), (4, 2, 2, None));
+    let rejected = house.text("rejected/a.csv");
+    assert_eq!(
+        rejected,
+        format!(
+            "{HEADER},error\n{},\"event_type: \"\"incomming\"\" is not known (one of: incoming, sale)\"\nx,\"y,\"the quote that opens at byte 3 of the line is never closed\"\n",
+            row(1).replace("incoming", "incomming")
+        )
+    );
+    house.drop_in("a.csv", rejected.replace("incomming", "incoming"));
+    assert_eq!(house.counts("done", "a-2.csv"), (2, 1, 1, None));
+    assert_eq!(house.numbers(), [0, 1, 2]);
+    assert_eq!(
+        house.text("rejected/a-2.csv"),
+        format!("{HEADER},error\nx,\"y,\"there is text behind the closing quote, at byte 7 of the line\"\n")
+    );
+}
+
+#[test]
+fn rows_of_a_card_keep_their_order() {
+    let house = House::started();
+    house.drop_in("a.csv", csv(0..20_000));
+    assert_eq!(house.counts("done", "a.csv"), (20_000, 20_000, 0, None));
+    let mut last = std::collections::HashMap::new();
+    for event in house.events() {
+        let before = last.insert(event.key.clone(), (event.partition, event.number()));
+        assert!(before.is_none_or(|(partition, number)| partition == event.partition && number < event.number()));
+    }
+    assert_eq!(last.len(), 35);
+}

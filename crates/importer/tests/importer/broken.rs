@@ -1,0 +1,231 @@
+//! Files and rows that are not what they should be: each gets its clear error, and the next file
+//! goes on.
+
+use std::{
+    ffi::CString,
+    fs,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{PermissionsExt, symlink},
+        process::CommandExt,
+    },
+    path::Path,
+};
+
+use crate::house::{HEADER, House, csv, gzip, row};
+
+/// The next file goes on.
+fn the_next_file_goes_on(house: &House) {
+    house.drop_in("next.csv", csv([77]));
+    assert_eq!(house.counts("done", "next.csv"), (1, 1, 0, None));
+    assert!(house.numbers().contains(&77));
+}
+
+#[test]
+fn a_row_that_is_spoilt_spoils_no_other() {
+    let house = House::started();
+    let mut content = csv([0]).into_bytes();
+    content.extend_from_slice(b"a,\"b,c,d,e,f\n");
+    content.extend_from_slice(&[&row(1).as_bytes()[..60], b"\0", &row(1).as_bytes()[60..], b"\n"].concat());
+    content.extend_from_slice(b"\xff\xfe,incoming,2019-04-14T03:47:13Z,1,1,1\n");
+    content.extend_from_slice(row(2).as_bytes());
+    house.drop_in("a.csv", &content);
+    assert_eq!(house.counts("done", "a.csv"), (5, 2, 3, None));
+    assert_eq!(house.numbers(), [0, 2]);
+    let errors: Vec<_> =
+        house.errors().iter().map(|record| record.json()["error"].as_str().map(str::to_owned)).collect();
+    assert_eq!(
+        errors.into_iter().flatten().collect::<Vec<_>>(),
+        [
+            "the quote that opens at byte 3 of the line is never closed",
+            "the line holds a NUL byte at its byte 61",
+            "transaction_id: \"\u{fffd}\u{fffd}\" is not valid UTF-8",
+        ]
+    );
+    let rejected = fs::read(house.path("rejected/a.csv")).expect("the refused rows");
+    assert!(memchr::memmem::find(&rejected, b"\xff\xfe,incoming").is_some(), "original bytes are kept");
+    the_next_file_goes_on(&house);
+}
+
+#[test]
+fn a_line_of_200_mb_is_refused_by_its_beginning_within_the_memory() {
+    let house = House::started();
+    let mut content = csv([0]).into_bytes();
+    content.extend(std::iter::repeat_n(b'x', 200_000_000));
+    content.extend_from_slice(format!("\n{}\n", row(1)).as_bytes());
+    house.drop_in("long.csv", &content);
+    house.drop_in("long.csv.gz", gzip(&content));
+    drop(content);
+    assert_eq!(house.counts("done", "long.csv"), (3, 2, 1, None));
+    assert_eq!(house.counts("done", "long.csv.gz"), (3, 2, 1, None));
+    let error = house.errors()[0].json();
+    assert_eq!(error["error"], "the line is longer than 65536 bytes, these are its first 1000");
+    assert_eq!((error["line"].as_u64(), error["raw"].as_str().map(str::len)), (Some(3), Some(1_000)));
+    assert_eq!(house.numbers(), [0, 0, 1, 1]);
+    assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
+}
+
+#[test]
+fn a_file_as_a_whole_that_cannot_be_read_goes_to_rejected_with_its_reason() {
+    let house = House::started();
+    let expected = format!("; expected {HEADER}");
+    let cases = [
+        ("empty.csv", String::new(), "the file is empty".to_owned()),
+        ("blank.csv", "\n\r\n  \n".into(), "the file has no header line, only blank ones".into()),
+        (
+            "headless.csv",
+            row(1) + "\n",
+            format!("the first line is not a header of a known kind of event: {:?}{expected}", row(1)),
+        ),
+        (
+            "unknown.csv",
+            "a;b\n1;2\n".into(),
+            format!(
+                "the first line is not a header of a known kind of event: \"a;b\" (the columns must be separated by commas){expected}"
+            ),
+        ),
+        ("twice.csv", format!("{HEADER},value\n"), "the header names the column value twice".into()),
+        ("not.csv.gz", csv([1]), "the gzip file is broken behind byte 0 unpacked: invalid gzip header".into()),
+    ];
+    for (name, content, error) in &cases {
+        house.drop_in(name, content);
+        let receipt = house.receipt("rejected", name);
+        assert_eq!((receipt.rows, receipt.error.as_ref()), (0, Some(error)), "{name}");
+        assert_eq!((receipt.bytes, house.text(&format!("rejected/{name}"))), (content.len() as u64, content.clone()));
+        house.wait_for_log(error.split('"').next().expect("a text"));
+    }
+    assert_eq!((house.events(), house.errors()), (vec![], vec![]));
+    house.drop_in("header.csv", HEADER);
+    assert_eq!(house.counts("done", "header.csv"), (0, 0, 0, None));
+    the_next_file_goes_on(&house);
+}
+
+#[test]
+fn the_rows_before_a_gzip_file_breaks_are_imported_and_counted() {
+    let house = House::started();
+    let whole = gzip(csv(0..5_000));
+    house.drop_in("truncated.csv.gz", &whole[..whole.len() - 2_000]);
+    let receipt = house.receipt("rejected", "truncated.csv.gz");
+    let error = receipt.error.expect("an error");
+    assert!(error.starts_with("the gzip file is truncated: it breaks off behind byte "), "{error}");
+    assert!(receipt.accepted > 1_000 && receipt.refused == 0, "{} accepted", receipt.accepted);
+    assert_eq!(receipt.bytes, whole.len() as u64 - 2_000);
+    assert_eq!(house.numbers(), (0..receipt.accepted as usize).collect::<Vec<_>>());
+
+    let mut broken = whole.clone();
+    let middle = broken.len() / 2;
+    broken[middle..middle + 50].fill(0xaa);
+    house.drop_in("broken.csv.gz", &broken);
+    let error = house.receipt("rejected", "broken.csv.gz").error.expect("an error");
+    assert!(error.starts_with("the gzip file is broken behind byte "), "{error}");
+
+    house.drop_in("members.csv.gz", [gzip(csv(0..3)), gzip(row(3) + "\n")].concat());
+    assert_eq!(house.counts("done", "members.csv.gz"), (4, 4, 0, None));
+    the_next_file_goes_on(&house);
+}
+
+#[test]
+fn what_is_no_file_stays_where_it_is_until_it_is_one() {
+    let house = House::started();
+    fs::create_dir(house.input("directory.csv")).expect("a directory");
+    symlink(house.path("nowhere"), house.input("link.csv")).expect("a link");
+    let pipe = CString::new(house.input("pipe.csv").as_os_str().as_bytes()).expect("a path");
+    // SAFETY: a system call on a path that lives longer
+    assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
+    let cases =
+        [("directory.csv", "is a directory"), ("link.csv", "is a link to nowhere"), ("pipe.csv", "is a named pipe")];
+    for (name, error) in cases {
+        let receipt = house.receipt("rejected", name);
+        assert_eq!((receipt.error.as_deref(), receipt.left_in_place), (Some(error), true));
+        assert!(house.input(name).symlink_metadata().is_ok());
+    }
+    the_next_file_goes_on(&house);
+    fs::write(house.path("nowhere"), csv([5])).expect("a file");
+    assert_eq!(house.counts("done", "link.csv"), (1, 1, 0, None));
+    house.wait("its receipt to go", || {
+        (!house.names("rejected").contains(&"link.csv.receipt.json".into())).then_some(())
+    });
+    assert_eq!(house.log().matches("is a directory").count(), 1, "said once");
+}
+
+#[test]
+fn a_file_without_permission_stays_and_is_imported_once_it_has_one() {
+    let mut house = House::new();
+    // root may read everything: so the importer is somebody else here
+    // SAFETY: only asks
+    let root = unsafe { libc::geteuid() } == 0;
+    if root {
+        let program = house.path("importer");
+        fs::copy(env!("CARGO_BIN_EXE_importer"), &program).expect("a copy");
+        let mut paths = vec![house.directory.path().to_owned(), program.clone()];
+        paths.extend(["input", "done", "rejected"].map(|folder| house.path(folder)));
+        for path in paths {
+            std::os::unix::fs::chown(&path, Some(65_534), None).expect("chown");
+        }
+        let mut command = house.command(&program);
+        house.importer = Some(command.uid(65_534).current_dir("/").spawn().expect("the importer"));
+    } else {
+        house.start();
+    }
+    let name = "secret.csv";
+    let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+    let hidden = house.input(".secret");
+    fs::write(&hidden, csv([1])).expect("a file");
+    permit(&hidden, 0o000);
+    fs::rename(&hidden, house.input(name)).expect("renamed");
+    let receipt = house.receipt("rejected", name);
+    assert!(receipt.left_in_place && receipt.error.as_ref().is_some_and(|error| error.contains("Permission denied")));
+    house.drop_in("next.csv", csv([2]));
+    assert_eq!(house.counts("done", "next.csv"), (1, 1, 0, None), "a file of another owner is imported too");
+    permit(&house.input(name), 0o644);
+    assert_eq!(house.counts("done", name), (1, 1, 0, None));
+    assert_eq!(house.names("rejected"), [""; 0]);
+}
+
+#[test]
+fn a_file_that_is_deleted_while_being_read_leaves_what_was_read() {
+    let house = House::started();
+    let held = fs::File::create(house.input("gone.csv")).expect("a file");
+    fs::write(house.input("gone.csv"), csv(0..10)).expect("written");
+    house.wait("its rows", || (house.events().len() == 10).then_some(()));
+    fs::remove_file(house.input("gone.csv")).expect("removed");
+    let receipt = house.receipt("done", "gone.csv");
+    assert_eq!(receipt.accepted, 10);
+    assert_eq!(receipt.error.as_deref(), Some("the file was deleted while being read; 10 of its rows were imported"));
+    drop(held);
+    the_next_file_goes_on(&house);
+}
+
+#[test]
+fn a_file_that_is_replaced_while_being_read_is_imported_as_well() {
+    let house = House::started();
+    let held = fs::File::create(house.input("a.csv")).expect("a file");
+    fs::write(house.input("a.csv"), csv(0..10)).expect("written");
+    house.wait("its rows", || (house.events().len() == 10).then_some(()));
+    house.drop_in("a.csv", csv(10..15));
+    assert_eq!(
+        house.counts("done", "a.csv"),
+        (
+            10,
+            10,
+            0,
+            Some("the file was replaced by another file while being read; 10 of its rows were imported".into())
+        )
+    );
+    assert_eq!(house.counts("done", "a-2.csv"), (5, 5, 0, None));
+    assert_eq!(house.numbers(), (0..15).collect::<Vec<_>>());
+    drop(held);
+}
+
+#[test]
+fn a_file_that_is_cut_while_being_read_is_read_anew() {
+    let house = House::started();
+    let held = fs::File::create(house.input("a.csv")).expect("a file");
+    fs::write(house.input("a.csv"), csv(0..10)).expect("written");
+    house.wait("its rows", || (house.events().len() == 10).then_some(()));
+    fs::write(house.input("a.csv"), csv(20..22)).expect("written");
+    house.wait_for_log("is imported anew");
+    drop(held);
+    assert_eq!(house.counts("done", "a.csv"), (2, 2, 0, None));
+    assert_eq!(house.numbers(), (0..10).chain(20..22).collect::<Vec<_>>());
+}

@@ -1,0 +1,100 @@
+//! A broker that is away, frozen, or says no.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    mocking::MockCluster,
+    types::{RDKafkaApiKey, RDKafkaRespErr},
+};
+
+use crate::house::{House, csv, read_topic};
+
+/// A cluster in this process whose answers can be chosen; topics are created by asking for them.
+fn mock() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, House) {
+    let cluster = MockCluster::new(1).expect("a cluster");
+    let house = House::at(&cluster.bootstrap_servers());
+    for topic in [&house.events, &house.errors] {
+        cluster.create_topic(topic, 1, 1).expect("a topic");
+    }
+    (cluster, house)
+}
+
+#[test]
+fn while_the_broker_is_frozen_it_waits_says_so_and_goes_on() {
+    let root = tempfile::tempdir().expect("a directory");
+    let kafka = sandbox::Kafka::start(root.path()).expect("a Kafka of its own");
+    let mut house = House::at(&kafka.broker());
+    house.start();
+    house.drop_in("a.csv", csv(0..100));
+    house.receipt("done", "a.csv");
+    kafka.pause();
+    house.drop_in("b.csv", csv(100..200));
+    house.wait_for_log("waiting for Kafka at");
+    assert!(house.input("b.csv").exists(), "no file is finished with a row unacknowledged");
+    kafka.resume();
+    assert_eq!(house.counts("done", "b.csv"), (100, 100, 0, None));
+    house.wait_for_log("kafka is back");
+    assert_eq!(house.numbers(), (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn without_a_broker_it_waits_and_stops_when_it_is_told_to() {
+    let mut house = House::at("127.0.0.1:1");
+    house.start();
+    house.wait_for_log("waiting for 127.0.0.1:1");
+    let mut importer = house.importer.take().expect("an importer");
+    // SAFETY: a signal to our own child
+    unsafe { libc::kill(importer.id() as i32, libc::SIGTERM) };
+    let begun = Instant::now();
+    let status = importer.wait().expect("its end");
+    assert!(status.success() && begun.elapsed() < Duration::from_secs(10), "{status} after {:?}", begun.elapsed());
+}
+
+#[test]
+fn told_to_stop_it_leaves_nothing_unacknowledged() {
+    let mut house = House::started();
+    house.drop_in("a.csv", csv(0..100_000));
+    house.wait_for_log("importing \"a.csv\"");
+    let mut importer = house.importer.take().expect("an importer");
+    // SAFETY: a signal to our own child
+    unsafe { libc::kill(importer.id() as i32, libc::SIGTERM) };
+    assert!(importer.wait().expect("its end").success());
+    house.start();
+    assert_eq!(house.counts("done", "a.csv"), (100_000, 100_000, 0, None));
+    assert_eq!(house.numbers(), (0..100_000).collect::<Vec<_>>(), "no row twice");
+}
+
+#[test]
+fn errors_of_the_broker_lose_no_row() {
+    for (error, times) in [
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION, 2),
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, 2),
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER, 1),
+        (RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, 1),
+    ] {
+        let (cluster, mut house) = mock();
+        cluster.request_errors(RDKafkaApiKey::Produce, &vec![error; times]);
+        house.start();
+        house.drop_in("a.csv", csv(0..500) + "bad\n");
+        assert_eq!(house.counts("done", "a.csv"), (501, 500, 1, None), "{error:?}");
+        let mut numbers: Vec<_> =
+            read_topic(&house.broker, &house.events).iter().map(|record| record.number()).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers, (0..500).collect::<Vec<_>>(), "{error:?}");
+    }
+}
+
+#[test]
+fn a_row_that_kafka_never_takes_is_refused_alone() {
+    let (cluster, mut house) = mock();
+    // as many refusals as it takes to find one row: a large request, a small one, a single one
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[error; 3]);
+    house.start();
+    house.drop_in("a.csv", csv(0..3));
+    assert_eq!(house.counts("done", "a.csv"), (3, 2, 1, None));
+    let reason = house.errors()[0].json()["error"].as_str().map(str::to_owned).expect("a reason");
+    assert_eq!(reason, format!("the row is too large for the topic {} (its max.message.bytes)", house.events));
+    assert_eq!(house.text("rejected/a.csv").lines().count(), 2);
+}

@@ -1,0 +1,118 @@
+//! SIGKILL at any moment: after the restart every row is on the topic, only rows in flight are
+//! repeated, with the same content, and the file is finished.
+
+use std::{collections::HashMap, fs, time::Duration};
+
+use crate::house::{House, Record, csv, gzip};
+
+/// Kills and restarts until all is done; the rows and how many kills it took.
+fn survive(house: &mut House, done: &[&str], pauses: &mut dyn Iterator<Item = u64>) -> usize {
+    let mut kills = 0;
+    house.start();
+    loop {
+        let finished = || done.iter().all(|name| house.path("done").join(format!("{name}.receipt.json")).exists());
+        match pauses.next() {
+            Some(pause) if !finished() => {
+                // the moment of the kill is what is random here, so nothing can be waited for
+                std::thread::sleep(Duration::from_millis(pause));
+                house.kill();
+                kills += 1;
+                house.start();
+            }
+            _ => break,
+        }
+    }
+    for name in done {
+        house.receipt("done", name);
+    }
+    kills
+}
+
+/// Pauses from a seed.
+fn pauses(mut seed: u64, count: usize) -> impl Iterator<Item = u64> {
+    std::iter::repeat_with(move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        20 + (seed >> 33) % 300
+    })
+    .take(count)
+}
+
+/// Each row at least once; repeats are the same record.
+fn check(records: &[Record], rows: usize) -> usize {
+    let mut found: HashMap<String, &Record> = HashMap::new();
+    for record in records {
+        let first = found.entry(record.payload.clone()).or_insert(record);
+        assert_eq!(*first, record);
+    }
+    assert_eq!(found.len(), rows, "every row is there, and no other");
+    records.len() - rows
+}
+
+#[test]
+fn killed_at_random_moments_it_loses_no_row_and_finishes_the_file() {
+    let rows = 120_000;
+    for seed in [1, 2] {
+        println!("seed {seed}");
+        let mut house = House::new();
+        house.drop_in("a.csv", csv(0..rows));
+        let kills = survive(&mut house, &["a.csv"], &mut pauses(seed, 6));
+        let receipt = house.receipt("done", "a.csv");
+        assert_eq!((receipt.rows, receipt.accepted, receipt.error.as_deref()), (rows as u64, rows as u64, None));
+        let repeated = check(&house.events(), rows);
+        println!("{kills} kills, {repeated} rows repeated");
+        // what can be in flight: the client's queue, and the chunks acknowledged within 50 ms
+        assert!(repeated <= kills * 80_000, "{repeated} of {rows} rows repeated in {kills} kills");
+        assert_eq!(house.in_progress(), [""; 0]);
+    }
+}
+
+#[test]
+fn what_is_acknowledged_is_not_sent_again_after_a_kill() {
+    let mut house = House::started();
+    let half: String = csv(0..5_000);
+    let file = fs::File::create(house.input("a.csv")).expect("a file");
+    fs::write(house.input("a.csv"), &half).expect("written");
+    house.wait("the progress", || {
+        let record =
+            house.names("progress").into_iter().find(|name| name.ends_with(".json") && !name.starts_with('.'))?;
+        house.text(&format!("progress/{record}")).contains("\"accepted\":5000").then_some(())
+    });
+    house.kill();
+    fs::write(house.input("a.csv"), csv(0..6_000) + "bad\n").expect("written");
+    drop(file);
+    house.start();
+    assert_eq!(house.counts("done", "a.csv"), (6_001, 6_000, 1, None));
+    assert_eq!(check(&house.events(), 6_000), 0);
+    assert_eq!(house.errors()[0].json()["line"], 6_002);
+}
+
+#[test]
+fn a_file_that_was_changed_meanwhile_is_begun_anew() {
+    let mut house = House::started();
+    let file = fs::File::create(house.input("a.csv")).expect("a file");
+    fs::write(house.input("a.csv"), csv(0..50)).expect("written");
+    house.wait("the progress", || (!house.in_progress().is_empty()).then_some(()));
+    house.kill();
+    fs::write(house.input("a.csv"), csv(100..200)).expect("written");
+    drop(file);
+    house.start();
+    assert_eq!(house.counts("done", "a.csv"), (100, 100, 0, None));
+    house.wait_for_log("is imported anew");
+    assert_eq!(house.numbers(), (0..50).chain(100..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn packed_files_and_refused_rows_survive_kills_too() {
+    let mut house = House::new();
+    let rows = 60_000;
+    let content: String = csv(0..rows).replace(",99,", ",x,") + "bad\n";
+    let bad = content.lines().filter(|line| line.contains(",x,")).count() + 1;
+    house.drop_in("a.csv.gz", gzip(&content));
+    house.drop_in("b.csv", csv([rows]).replace("incoming", "nothing"));
+    survive(&mut house, &["a.csv.gz", "b.csv"], &mut pauses(3, 4));
+    let receipt = house.receipt("done", "a.csv.gz");
+    assert_eq!((receipt.rows, receipt.refused), (rows as u64 + 1, bad as u64));
+    assert_eq!(house.text("rejected/a.csv").lines().count(), bad + 1);
+    assert_eq!(house.text("rejected/b.csv").lines().count(), 2);
+    check(&house.events(), rows + 1 - bad);
+}

@@ -1,0 +1,9 @@
+//! The importer's binary over real files and a real Kafka: every case a directory of files may be.
+
+mod arrival;
+mod broken;
+mod broker;
+mod crash;
+mod house;
+mod many;
+mod single;

@@ -1,0 +1,69 @@
+//! Many files, and large ones beside small ones.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    time::{Duration, Instant},
+};
+
+use crate::house::{HEADER, House, csv, row};
+
+#[test]
+fn ten_thousand_small_files_take_seconds_and_little_memory() {
+    let mut house = House::new();
+    for number in 0..10_000 {
+        fs::write(house.input(format!("{number}.csv")), csv([2 * number, 2 * number + 1])).expect("a file");
+    }
+    let begun = Instant::now();
+    house.start();
+    house.wait("10,000 files", || (house.names("input").is_empty() && house.in_progress().is_empty()).then_some(()));
+    house.wait("10,000 receipts", || (house.names("done").len() == 20_000).then_some(()));
+    println!("10,000 files took {:?}, {} KiB", begun.elapsed(), house.peak_kib());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
+    assert_eq!(house.names("input"), [""; 0]);
+    assert_eq!(house.numbers(), (0..20_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_large_file_does_not_hold_up_small_ones_and_stays_within_the_memory() {
+    let house = House::started();
+    let mut large = std::io::BufWriter::new(File::create(house.input(".large")).expect("a file"));
+    writeln!(large, "{HEADER}").expect("written");
+    for number in 0..300_000 {
+        writeln!(large, "{}", row(number)).expect("written");
+    }
+    drop(large);
+    fs::rename(house.input(".large"), house.input("large.csv")).expect("renamed");
+    house.wait("the first rows", || (house.text("log").contains("importing \"large.csv\"")).then_some(()));
+    house.drop_in("small.csv", csv([400_000]));
+    house.receipt("done", "small.csv");
+    assert!(house.input("large.csv").exists(), "the large one goes on");
+    assert_eq!(house.counts("done", "large.csv"), (300_000, 300_000, 0, None));
+    assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
+}
+
+#[test]
+fn rows_that_are_all_refused_stay_within_the_memory() {
+    let house = House::started();
+    house.drop_in("bad.csv", format!("{HEADER}\n{}", "x\n".repeat(150_000)));
+    assert_eq!(house.counts("done", "bad.csv"), (150_000, 0, 150_000, None));
+    assert_eq!(house.text("rejected/bad.csv").lines().count(), 150_001);
+    assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
+}
+
+#[test]
+fn a_second_importer_waits_until_the_first_is_gone() {
+    let mut house = House::started();
+    house.wait_for_log("are imported");
+    let first = house.importer.take();
+    house.start();
+    house.wait_for_log("another importer works in");
+    let second = house.importer.take();
+    house.importer = first;
+    house.kill();
+    house.importer = second;
+    house.wait_for_log("directory is back");
+    house.drop_in("a.csv", csv([1]));
+    assert_eq!(house.counts("done", "a.csv"), (1, 1, 0, None));
+}

@@ -62,20 +62,26 @@ impl ErrorRecord {
 }
 
 impl House {
+    /// On the servers that all tests share, with a database of its own.
     pub async fn new(partitions: i32, variables: &[(&str, &str)]) -> House {
-        let database = shared().fresh_database().expect("a database");
-        let topic = shared().fresh_name("events");
-        let errors = shared().fresh_name("errors");
-        let mut all = shared().environment(&database);
+        let mut servers = shared().environment(&shared().fresh_database().expect("a database"));
+        servers.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        House::on(partitions, servers).await
+    }
+
+    /// On servers of its own; `variables` names them, and sets what is to be other than here.
+    pub async fn on(partitions: i32, variables: Vec<(String, String)>) -> House {
+        let name = |prefix: &str| format!("{prefix}-{}", Uuid::new_v4());
+        let (topic, errors) = (name("events"), name("errors"));
         let own = [
             ("KAFKA_EVENTS_TOPIC", topic.clone()),
             ("KAFKA_ERRORS_TOPIC", errors.clone()),
             ("KAFKA_TOPIC_PARTITIONS", partitions.to_string()),
-            ("STOCK_GROUP", shared().fresh_name("stock")),
+            ("STOCK_GROUP", name("stock")),
             ("STOCK_RETRY_MS", "50".into()),
         ];
-        all.extend(own.map(|(name, value)| (name.to_owned(), value)));
-        all.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let mut all: Vec<_> = own.map(|(name, value)| (name.to_owned(), value)).into();
+        all.extend(variables);
         let mut env = Environment::of(all.clone());
         let settings = stock::Settings::read(&mut env);
         env.finish().expect("settings");
@@ -154,8 +160,13 @@ impl House {
     }
 
     pub async fn count(&self, table: &'static str) -> i64 {
+        self.try_count(table).await.expect("a count")
+    }
+
+    /// None while Postgres is away.
+    pub async fn try_count(&self, table: &'static str) -> Option<i64> {
         let sql = format!("SELECT count(*) FROM {table}");
-        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool).await.expect("a count")
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&self.pool).await.ok()
     }
 
     /// Waits until every record of the topic is behind the service's offset, and the outbox is empty.

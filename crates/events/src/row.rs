@@ -30,6 +30,8 @@ pub struct RowError {
 #[derive(Debug)]
 pub struct RowReader {
     header: Header,
+    /// What stands before each column's value in JSON: `{"transaction_id":"`, `","event_type":"`.
+    before: Vec<Vec<u8>>,
     fields: Vec<Range<usize>>,
     unquoted: Vec<u8>,
 }
@@ -37,7 +39,14 @@ pub struct RowReader {
 impl RowReader {
     /// A reader of the rows under this header.
     pub fn new(header: Header) -> RowReader {
-        RowReader { header, fields: Vec::new(), unquoted: Vec::new() }
+        let columns = header.event_type.columns.iter().enumerate();
+        let before = columns
+            .map(|(number, column)| {
+                let open = if number == 0 { "{" } else { "\"," };
+                format!("{open}\"{}\":\"", column.name).into_bytes()
+            })
+            .collect();
+        RowReader { header, before, fields: Vec::new(), unquoted: Vec::new() }
     }
 
     /// The header these rows stand under.
@@ -49,10 +58,15 @@ impl RowReader {
     /// blank, and to be passed over, is the caller's to see: [`is_blank`].
     pub fn read(&mut self, line: &[u8], row: &mut Row) -> Result<(), RowError> {
         let apart = |error: String| RowError { error, column: None, columns: None };
-        if let Some(at) = memchr::memchr(0, line) {
-            return Err(apart(format!("the line holds a NUL byte at its byte {}", at + 1)));
-        }
-        let source = split_fields(line, &mut self.unquoted, &mut self.fields).map_err(apart)?;
+        let source = match memchr::memchr2(b'"', 0, line) {
+            None => split_plain(line, &mut self.fields),
+            Some(from) => {
+                if let Some(at) = memchr::memchr(0, &line[from..]) {
+                    return Err(apart(format!("the line holds a NUL byte at its byte {}", from + at + 1)));
+                }
+                split_fields(line, &mut self.unquoted, &mut self.fields).map_err(apart)?
+            }
+        };
         let width = self.header.width;
         let extra = self.fields.iter().skip(width).any(|field| !source[field.clone()].trim_ascii().is_empty());
         // whoever corrects a rejected row may take the reason out together with its comma
@@ -63,21 +77,16 @@ impl RowReader {
         let event_type = self.header.event_type;
         row.payload.clear();
         row.key.clear();
-        let mut separator = b'{';
-        for (column, position) in event_type.columns.iter().zip(&self.header.positions) {
+        let columns = event_type.columns.iter().zip(&self.header.positions);
+        for ((column, position), before) in columns.zip(&self.before) {
             let value = source[self.fields[*position].clone()].trim_ascii();
             if value.is_empty() || column.kind.check(value).is_err() {
                 return Err(self.refuse(line));
             }
-            row.payload.push(separator);
-            row.payload.push(b'"');
-            row.payload.extend_from_slice(column.name.as_bytes());
-            row.payload.extend_from_slice(b"\":\"");
+            row.payload.extend_from_slice(before);
             row.payload.extend_from_slice(value);
-            row.payload.push(b'"');
-            separator = b',';
         }
-        row.payload.push(b'}');
+        row.payload.extend_from_slice(b"\"}");
         for position in event_type.key {
             let value = source[self.fields[self.header.positions[*position]].clone()].trim_ascii();
             if !row.key.is_empty() {
@@ -145,16 +154,10 @@ pub(crate) fn split_fields<'a>(
     unquoted: &'a mut Vec<u8>,
     fields: &mut Vec<Range<usize>>,
 ) -> Result<&'a [u8], String> {
-    fields.clear();
     if memchr::memchr(b'"', line).is_none() {
-        let mut start = 0;
-        for comma in memchr::memchr_iter(b',', line) {
-            fields.push(start..comma);
-            start = comma + 1;
-        }
-        fields.push(start..line.len());
-        return Ok(line);
+        return Ok(split_plain(line, fields));
     }
+    fields.clear();
     unquoted.clear();
     let mut at = 0;
     loop {
@@ -177,6 +180,18 @@ pub(crate) fn split_fields<'a>(
         }
         at += 1;
     }
+}
+
+/// Splits a line without quotes.
+fn split_plain<'a>(line: &'a [u8], fields: &mut Vec<Range<usize>>) -> &'a [u8] {
+    fields.clear();
+    let mut start = 0;
+    for comma in memchr::memchr_iter(b',', line) {
+        fields.push(start..comma);
+        start = comma + 1;
+    }
+    fields.push(start..line.len());
+    line
 }
 
 /// Appends what stands in the quotes that open at `open`; returns the place behind the closing one.

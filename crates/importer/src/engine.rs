@@ -2,9 +2,12 @@
 //! acknowledgements, and ends files whose rows are all acknowledged. Nothing in it waits for one
 //! file alone.
 
+mod broker;
+mod ends;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     io,
     time::{Duration, Instant},
 };
@@ -14,14 +17,14 @@ use runtime::health::Health;
 
 use crate::{
     Settings,
-    desk::{Chunk, Desk},
-    directory::{Directory, remove, write_atomically},
+    desk::Desk,
+    directory::{Directory, remove},
     figures,
-    finish::{Slot, complete, complete_left, decide},
+    finish::Slot,
     import::{Import, Slice, Stage},
     names::{Named, named},
     reading::Reading,
-    receipt::{Progress, name_to_hex, now},
+    receipt::{Progress, now},
     scan::Scan,
     sender::Sender,
     source::open,
@@ -32,10 +35,6 @@ use crate::{
 /// How many files are open at a time, and how many are begun.
 const OPEN: usize = 256;
 const BEGUN: usize = 10_000;
-/// How often a file's progress is written.
-const WRITE_EVERY: Duration = Duration::from_millis(50);
-/// How long the broker may be silent before we say so.
-const SILENCE: Duration = Duration::from_secs(2);
 /// How long the end may take.
 const FAREWELL: Duration = Duration::from_secs(8);
 const RETRY: Duration = Duration::from_secs(1);
@@ -269,120 +268,6 @@ impl Engine {
         }
     }
 
-    /// Takes what Kafka has acknowledged.
-    fn take_acknowledgements(&mut self) {
-        while let Some(Chunk { file: number, mark, .. }) = self.desk.done() {
-            let Some(import) = self.imports.get_mut(&number) else { continue };
-            figures::acknowledged(&import.reading.durable, &mark);
-            import.reading.landed(mark);
-            let drained = import.reading.in_flight == 0;
-            if drained && import.stage == Stage::Draining {
-                self.finish(number);
-            } else if drained || import.written.elapsed() > WRITE_EVERY {
-                import.written = Instant::now();
-                let progress = import.reading.progress(&name_to_hex(&import.name), import.started_at.clone());
-                let path = self.directory.progress_of(&import.name);
-                let written = serde_json::to_vec(&progress).map_err(io::Error::from);
-                self.well(written.and_then(|json| write_atomically(&path, &json)));
-            }
-        }
-    }
-
-    /// Ends a file, all of whose rows are acknowledged.
-    fn finish(&mut self, number: u64) {
-        let Some(import) = self.imports.get_mut(&number) else { return };
-        if import.decided.is_none() {
-            let Some(mut ending) = import.ending.clone() else { return };
-            if !ending.gone {
-                match import.is_unchanged() {
-                    Ok(Some(true)) => {}
-                    Ok(Some(false)) => {
-                        import.ending = None;
-                        import.stage = Stage::Reading;
-                        self.queue.push_back(number);
-                        return;
-                    }
-                    // it was complete, and all of it was read
-                    Ok(None) => ending.gone = true,
-                    Err(error) => return self.finish_later(number, Err(error)),
-                }
-            }
-            let progress = import.reading.progress(&name_to_hex(&import.name), import.started_at.clone());
-            let event_type = import.reading.event_type();
-            import.decided = decide(&self.directory, progress, event_type, import.identity, &ending, now());
-        }
-        let Some(decided) = &import.decided else { return };
-        let done = self.slot.end(&self.directory, decided);
-        if done.is_err() {
-            // the slot is another file's next
-            let path = self.directory.progress_of(&import.name);
-            let kept = serde_json::to_vec(decided).map_err(io::Error::from);
-            let kept = kept.and_then(|json| write_atomically(&path, &json));
-            return self.finish_later(number, done.or(kept));
-        }
-        self.well(Ok(()));
-        if let Some(import) = self.imports.get(&number) {
-            tell(import);
-        }
-        self.forget(number);
-        self.scan.hint(self.waiting.is_empty());
-    }
-
-    fn finish_later(&mut self, number: u64, done: io::Result<()>) {
-        self.well(done);
-        if let Some(import) = self.imports.get_mut(&number) {
-            import.stage = Stage::Finishing;
-            self.timers.insert((Instant::now() + RETRY, number));
-        }
-    }
-
-    /// After a failure of the producer: whatever is not acknowledged is sent again.
-    fn recover(&mut self) -> Result<()> {
-        let Some(recovery) = self.desk.recover()? else { return Ok(()) };
-        tracing::warn!(
-            "Kafka did not take everything ({}): what is not acknowledged is sent again in {} ms",
-            recovery.reason,
-            recovery.pause.as_millis()
-        );
-        if !recovery.pause.is_zero() {
-            self.health.ill("kafka", recovery.reason);
-            self.silent = true;
-        }
-        self.pause = Instant::now() + recovery.pause;
-        self.heard = (Instant::now(), 0);
-        for (number, import) in &mut self.imports {
-            if import.reading.in_flight == 0 && import.reading.here.byte == import.reading.durable.byte {
-                continue;
-            }
-            if let Some(chunk) = recovery.oversized.as_ref().filter(|chunk| chunk.file == *number) {
-                import.reading.is_oversized(chunk.start);
-            }
-            if import.stage != Stage::Reading {
-                self.queue.push_back(*number);
-            }
-            import.rewind();
-        }
-        Ok(())
-    }
-
-    /// Notices when Kafka is silent, and when it is back.
-    fn listen(&mut self) {
-        let flight = self.desk.sender.flight();
-        let (records, acknowledged) = (flight.records(), flight.acknowledged());
-        let now = Instant::now();
-        if records == 0 || acknowledged != self.heard.1 {
-            if self.silent && acknowledged != self.heard.1 {
-                self.silent = false;
-                self.health.well("kafka");
-            }
-            self.heard = (now, acknowledged);
-        } else if !self.silent && now.duration_since(self.heard.0) > SILENCE {
-            self.silent = true;
-            let broker = &self.settings.kafka.broker_url;
-            self.health.ill("kafka", format!("waiting for Kafka at {broker}: {records} rows in flight"));
-        }
-    }
-
     fn look_for_files(&mut self) {
         let numbers = &self.numbers;
         match self.scan.list(&self.directory.input, |name| numbers.contains_key(name)) {
@@ -428,43 +313,4 @@ impl Engine {
         let next = next.map_or(self.settings.scan, |next| next.saturating_duration_since(Instant::now()));
         next.max(self.pause.saturating_duration_since(Instant::now())).min(Duration::from_secs(1))
     }
-
-    /// Ends files that were acknowledged whole when the last process was killed, and those that
-    /// have gone since.
-    fn complete_what_a_crash_left(&mut self) {
-        if let Some(decided) = self.slot.left() {
-            let left = complete(&self.directory, &decided).and_then(|()| self.slot.clear());
-            match left {
-                Ok(()) => tracing::info!("{:?} was imported before the restart", decided.file),
-                Err(error) => tracing::error!("completing {:?}: {error}", decided.file),
-            }
-        }
-        for entry in std::fs::read_dir(&self.directory.progress).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.extension() == Some(OsStr::new("json"))
-                && let Err(error) = complete_left(&self.directory, &path)
-            {
-                tracing::error!("completing {}: {error}", path.display());
-            }
-        }
-    }
-}
-
-/// Says how a file ended.
-fn tell(import: &Import) {
-    let Some(finished) = import.decided.as_ref().and_then(|decided| decided.finished.as_ref()) else { return };
-    let receipt = &finished.receipt;
-    let see = receipt.rejected.as_ref().map_or(String::new(), |name| format!(" (see rejected/{name})"));
-    let rows = format!(
-        "{} rows, {} accepted, {} refused{see} in {} ms",
-        receipt.rows,
-        receipt.accepted,
-        receipt.refused,
-        import.started.elapsed().as_millis()
-    );
-    match &receipt.error {
-        None => tracing::info!("finished {:?}: {rows}", import.name),
-        Some(error) => tracing::error!("{:?}: {error}; {rows}", import.name),
-    }
-    figures::finished(if finished.to_rejected { "rejected" } else { "done" });
 }

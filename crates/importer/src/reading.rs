@@ -186,6 +186,7 @@ impl Reading {
         let mut mark = self.here.clone();
         let mut step = Step::More;
         if self.rows.is_some() {
+            desk.sender.stamp();
             step = self.send_rows(&mut desk.sender, &mut desk.row, &mut desk.refused, &mut lines, &mut mark);
         } else if let Err(reason) = self.read_header(&desk.sender, &mut lines, &mut mark) {
             return Ok(Step::Spoilt(reason));

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result};
@@ -105,13 +105,15 @@ pub(crate) struct Sender<T> {
     producer: BaseProducer<Acknowledgements>,
     flight: Flight<T>,
     batches: Batches,
+    /// The time records are stamped with, in milliseconds since 1970: read now and then.
+    clock: i64,
 }
 
 impl<T> Sender<T> {
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Sender<T>> {
         let flight = Flight::new();
         let producer = produce(kafka, Batches::Large, flight.slots())?;
-        Ok(Sender { kafka: kafka.clone(), producer, flight, batches: Batches::Large })
+        Ok(Sender { kafka: kafka.clone(), producer, flight, batches: Batches::Large, clock: 0 })
     }
 
     /// Begins anew after a failure: what was on its way is forgotten, and is the caller's to send
@@ -133,10 +135,17 @@ impl<T> Sender<T> {
         self.batches
     }
 
+    /// Reads the clock for the records that follow.
+    pub(crate) fn stamp(&mut self) {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.clock = i64::try_from(since.as_millis()).unwrap_or_default();
+    }
+
     /// Sends a record as part of the open chunk.
     pub(crate) fn send(&mut self, topic: &str, key: &[u8], payload: &[u8]) -> Sent {
         let slot = self.flight.open_slot();
-        let sent = self.producer.send(BaseRecord::with_opaque_to(topic, slot).key(key).payload(payload));
+        let record = BaseRecord::with_opaque_to(topic, slot).key(key).payload(payload).timestamp(self.clock);
+        let sent = self.producer.send(record);
         self.note(slot, sent.map_err(|(error, _)| error))
     }
 

@@ -1,0 +1,60 @@
+//! The engine's part that minds the broker: failures of the producer, and silence.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use super::Engine;
+use crate::import::Stage;
+
+/// How long the broker may be silent before we say so.
+const SILENCE: Duration = Duration::from_secs(2);
+
+impl Engine {
+    /// After a failure of the producer: whatever is not acknowledged is sent again.
+    pub(super) fn recover(&mut self) -> Result<()> {
+        let Some(recovery) = self.desk.recover()? else { return Ok(()) };
+        tracing::warn!(
+            "Kafka did not take everything ({}): what is not acknowledged is sent again in {} ms",
+            recovery.reason,
+            recovery.pause.as_millis()
+        );
+        if !recovery.pause.is_zero() {
+            self.health.ill("kafka", recovery.reason);
+            self.silent = true;
+        }
+        self.pause = Instant::now() + recovery.pause;
+        self.heard = (Instant::now(), 0);
+        for (number, import) in &mut self.imports {
+            if import.reading.in_flight == 0 && import.reading.here.byte == import.reading.durable.byte {
+                continue;
+            }
+            if let Some(chunk) = recovery.oversized.as_ref().filter(|chunk| chunk.file == *number) {
+                import.reading.is_oversized(chunk.start);
+            }
+            if import.stage != Stage::Reading {
+                self.queue.push_back(*number);
+            }
+            import.rewind();
+        }
+        Ok(())
+    }
+
+    /// Notices when Kafka is silent, and when it is back.
+    pub(super) fn listen(&mut self) {
+        let flight = self.desk.sender.flight();
+        let (records, acknowledged) = (flight.records(), flight.acknowledged());
+        let now = Instant::now();
+        if records == 0 || acknowledged != self.heard.1 {
+            if self.silent && acknowledged != self.heard.1 {
+                self.silent = false;
+                self.health.well("kafka");
+            }
+            self.heard = (now, acknowledged);
+        } else if !self.silent && now.duration_since(self.heard.0) > SILENCE {
+            self.silent = true;
+            let broker = &self.settings.kafka.broker_url;
+            self.health.ill("kafka", format!("waiting for Kafka at {broker}: {records} rows in flight"));
+        }
+    }
+}

@@ -6,13 +6,12 @@ use events::stock::{Movement, StockEvent};
 
 use crate::rules::Verdict;
 
-/// Batches up to this many events are logged line by line, larger ones in one summary.
+/// Batches that do up to this many things are logged line by line, larger ones in one summary.
 const LINE_BY_LINE: usize = 20;
 
 /// What a batch did.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    events: usize,
     incoming: u64,
     sales: u64,
     waiting: u64,
@@ -22,11 +21,6 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Nothing yet, of a batch of so many events.
-    pub(crate) fn of(events: usize) -> Outcome {
-        Outcome { events, ..Outcome::default() }
-    }
-
     /// Counts what became of an event.
     pub(crate) fn count(&mut self, event: &StockEvent, verdict: &Verdict) {
         let line = match verdict {
@@ -58,8 +52,13 @@ impl Outcome {
         self.lines.extend(line);
     }
 
+    /// The first lines, in case that there are no more.
     fn line(&self, line: impl FnOnce() -> String) -> Option<String> {
-        (self.events <= LINE_BY_LINE).then(line)
+        (self.lines.len() < LINE_BY_LINE).then(line)
+    }
+
+    fn total(&self) -> u64 {
+        self.incoming + self.sales + self.waiting + self.duplicates + self.refused
     }
 
     /// To the log and the metrics.
@@ -74,7 +73,7 @@ impl Outcome {
         for (result, count) in counts {
             metrics::counter!("onhand_stock_events_total", "result" => result).increment(count);
         }
-        if self.events <= LINE_BY_LINE {
+        if self.total() <= LINE_BY_LINE as u64 {
             for line in &self.lines {
                 tracing::info!("{line}");
             }
@@ -86,7 +85,7 @@ impl Outcome {
     fn summary(&self, took: Duration) -> String {
         let mut summary = format!(
             "applied {} events in {} ms: {} incoming, {} sales",
-            self.events,
+            self.total(),
             took.as_millis(),
             self.incoming,
             self.sales
@@ -106,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_large_batch_is_one_line() {
-        let outcome = Outcome { events: 10_000, incoming: 7_100, sales: 2_890, waiting: 10, ..Outcome::default() };
+        let outcome = Outcome { incoming: 7_100, sales: 2_890, waiting: 10, ..Outcome::default() };
         assert_eq!(
             outcome.summary(Duration::from_millis(160)),
             "applied 10000 events in 160 ms: 7100 incoming, 2890 sales, 10 waiting"

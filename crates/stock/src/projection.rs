@@ -79,7 +79,7 @@ impl Projection for StockProjection {
             memory.read_applied(tx, events()).await?;
         }
 
-        let mut outcome = Outcome::of(batch.events.len());
+        let mut outcome = Outcome::default();
         let (mut journal, mut letters) = (Vec::with_capacity(batch.events.len()), Vec::new());
         let (mut parked, mut unparked, mut removed) = (Vec::new(), HashSet::new(), Vec::new());
         let mut freed = Vec::new();
@@ -144,7 +144,7 @@ impl StockProjection {
         let sales = || due.iter().map(|row| &row.waiting.sale);
         memory.read_items(tx, sales()).await?;
         memory.read_applied(tx, sales()).await?;
-        let mut outcome = Outcome::of(due.len());
+        let mut outcome = Outcome::default();
         let (mut journal, mut letters) = (Vec::new(), Vec::new());
         let (mut removed, mut postponed) = (Vec::new(), Vec::new());
         let mut freed = Vec::new();

@@ -11,12 +11,15 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Keeps memory small: glibc otherwise gives every thread a heap of its own, and a service has a
-/// dozen of them. To be called first, before there are threads.
+/// dozen of them; and large buffers go back to the system when they are freed. To be called first,
+/// before there are threads.
 pub fn share_one_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets a number; no other thread allocates yet.
+    // SAFETY: sets numbers; no other thread allocates yet.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
     }
 }
 

@@ -121,7 +121,9 @@ impl Engine {
             let woken = if self.desk.sender.flight().is_empty() {
                 self.alarm.wait(time)
             } else {
-                self.desk.sender.poll(time.min(Duration::from_millis(1)));
+                if !time.is_zero() {
+                    self.desk.sender.wait();
+                }
                 self.alarm.wait(Duration::ZERO)
             };
             self.scan.hint(woken.more);
@@ -131,7 +133,7 @@ impl Engine {
         }
         let end = Instant::now() + FAREWELL;
         while !self.desk.sender.flight().is_empty() && !self.desk.sender.failed() && Instant::now() < end {
-            self.desk.sender.poll(Duration::from_millis(1));
+            self.desk.sender.wait();
             self.take_acknowledgements();
         }
         Ok(())
@@ -139,7 +141,7 @@ impl Engine {
 
     /// One round; whether there is more to do at once.
     fn turn(&mut self) -> Result<bool> {
-        self.desk.sender.poll(Duration::ZERO);
+        self.desk.sender.poll();
         self.take_acknowledgements();
         self.recover()?;
         self.listen();

@@ -121,7 +121,7 @@ impl Import {
                 return Ok(Slice::Blocked);
             }
             let step = self.reading.step(desk, last)?;
-            desk.sender.poll(Duration::ZERO);
+            desk.sender.poll();
             match step {
                 Step::More => {}
                 Step::Blocked => return Ok(Slice::Blocked),

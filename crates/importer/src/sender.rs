@@ -22,6 +22,9 @@ use runtime::KafkaSettings;
 
 use crate::flight::{Flight, Slots};
 
+/// How long to wait for something to happen, at a time.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// Why records did not arrive. The producer is of no use afterwards: [`Sender::renew`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -185,19 +188,34 @@ impl<T> Sender<T> {
         self.flight.close(stands_for);
     }
 
-    /// Lets the client's callbacks run for `time`.
-    pub(crate) fn poll(&self, time: Duration) {
-        self.producer.poll(time);
+    /// Lets the client's callbacks run for what has happened.
+    pub(crate) fn poll(&self) {
+        loop {
+            let before = self.flight.acknowledged();
+            // one event at a time: the acknowledgement of a request, with all of its records
+            self.producer.poll(Duration::ZERO);
+            if self.flight.acknowledged() == before {
+                return;
+            }
+        }
+    }
+
+    /// Waits a moment for something to happen. The client's own way to wait for a millisecond or
+    /// two keeps the processor busy all the time, since it counts in whole milliseconds.
+    pub(crate) fn wait(&self) {
+        std::thread::sleep(MOMENT);
+        self.poll();
     }
 
     /// Waits a while for room for further records; whether there may be some.
     pub(crate) fn make_room(&mut self) -> bool {
         let before = self.flight.acknowledged();
         for _ in 0..50 {
-            self.poll(Duration::from_millis(1));
+            self.poll();
             if self.flight.acknowledged() > before || self.failed() {
                 return !self.failed();
             }
+            std::thread::sleep(MOMENT);
         }
         false
     }

@@ -55,7 +55,7 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
     let mut told = Instant::now();
     while !ended || !desk.sender.flight().is_empty() {
         if ended || desk.sender.flight().is_full() || desk.widen()? {
-            desk.sender.poll(Duration::from_millis(1));
+            desk.sender.wait();
         } else {
             match reading.step(&mut desk, true).with_context(|| path.display().to_string())? {
                 Step::More | Step::Blocked => {}
@@ -63,7 +63,7 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
                 Step::Spoilt(reason) => (ended, error) = (true, Some(reason)),
                 Step::Changed(why) => bail!("{}: {why}", path.display()),
             }
-            desk.sender.poll(Duration::ZERO);
+            desk.sender.poll();
         }
         while let Some(chunk) = desk.done() {
             reading.landed(chunk.mark);

@@ -7,7 +7,7 @@ use events::Row;
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::{
-    reading::Mark,
+    mark::Mark,
     sender::{Batches, Sender},
 };
 
@@ -42,6 +42,8 @@ pub(crate) struct Recovery {
     pub(crate) oversized: Option<Chunk>,
     /// How long to wait first.
     pub(crate) pause: Duration,
+    /// Whether a topic is not there (any more).
+    pub(crate) no_topic: bool,
     /// For people.
     pub(crate) reason: String,
 }
@@ -80,7 +82,13 @@ impl Desk {
             Duration::from_millis(250).saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE)
         };
         self.sender.renew(batches)?;
-        Ok(Some(Recovery { oversized, pause, reason: code.to_string() }))
+        let no_topic = matches!(
+            code,
+            RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownPartition
+        );
+        Ok(Some(Recovery { oversized, pause, no_topic, reason: code.to_string() }))
     }
 
     /// Whether records went one by one for long enough: nothing more should be sent until what is

@@ -9,11 +9,14 @@ use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     ffi::OsString,
     io,
+    sync::mpsc::SyncSender,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use runtime::health::Health;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     Settings,
@@ -61,13 +64,18 @@ pub(crate) struct Engine {
     timers: BTreeSet<(Instant, u64)>,
     /// Nothing is sent before.
     pause: Instant,
+    /// Where topics are made that have gone.
+    tokio: Handle,
+    shutdown: CancellationToken,
     /// When the broker last acknowledged something, and how much.
     heard: (Instant, u64),
     silent: bool,
 }
 
 impl Engine {
-    pub(crate) fn new(settings: Settings, health: Health, alarm: Alarm) -> Result<Engine> {
+    /// Must be called on a Tokio runtime.
+    pub(crate) fn new(settings: Settings, health: Health, shutdown: CancellationToken) -> Result<Engine> {
+        let alarm = Alarm::new();
         let directory = Directory::create(&settings.directory)?;
         let desk = Desk::new(Sender::new(&settings.kafka)?);
         let slot = Slot::open(&directory).with_context(|| directory.progress.display().to_string())?;
@@ -88,6 +96,8 @@ impl Engine {
             queue: VecDeque::new(),
             timers: BTreeSet::new(),
             pause: now,
+            tokio: Handle::current(),
+            shutdown,
             heard: (now, 0),
             silent: false,
         };
@@ -103,19 +113,24 @@ impl Engine {
         Ok(engine)
     }
 
+    /// A way to wake it.
+    pub(crate) fn bell(&self) -> SyncSender<OsString> {
+        self.alarm.bell()
+    }
+
     /// Works until it is told to stop.
     pub(crate) fn run(mut self) -> Result<()> {
         while !self.slot.is_ours() {
             self.health.ill("directory", format!("another importer works in {}", self.settings.directory.display()));
             self.alarm.wait(RETRY);
-            if self.alarm.is_over() {
+            if self.shutdown.is_cancelled() {
                 return Ok(());
             }
         }
         self.health.well("directory");
         self.complete_what_a_crash_left();
         tracing::info!("files dropped into {} are imported", self.directory.input.display());
-        while !self.alarm.is_over() {
+        while !self.shutdown.is_cancelled() {
             let busy = self.turn()?;
             let time = if busy { Duration::ZERO } else { self.time_to_sleep() };
             let woken = if self.desk.sender.flight().is_empty() {
@@ -226,7 +241,6 @@ impl Engine {
                 return;
             }
         };
-        self.troubles.over(&self.directory, &name);
         self.next_number += 1;
         let number = self.next_number;
         let refused_file = self.directory.refused_of(&name);
@@ -243,7 +257,10 @@ impl Engine {
                 reading.go_on_from(progress);
             }
         } else {
-            tracing::info!("importing {name:?} ({})", figures::size(metadata.len()));
+            match metadata.len() {
+                0 => tracing::info!("importing {name:?}"),
+                size => tracing::info!("importing {name:?} ({})", figures::size(size)),
+            }
         }
         reading.open(file);
         self.imports.insert(number, Import::new(name.clone(), path, reading, &metadata, started_at));

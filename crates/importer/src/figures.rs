@@ -2,7 +2,7 @@
 
 use metrics::{counter, gauge};
 
-use crate::reading::Mark;
+use crate::mark::Mark;
 
 /// Part of a file is acknowledged.
 pub(crate) fn acknowledged(from: &Mark, to: &Mark) {

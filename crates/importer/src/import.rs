@@ -12,9 +12,10 @@ use crate::{
     desk::Desk,
     figures,
     finish::Ending,
+    mark::Mark,
     names::{Named, named},
     quiet::{Quiet, Writers, writers},
-    reading::{Mark, Reading, Step},
+    reading::{Reading, Step},
     receipt::Progress,
     source::{Identity, open},
 };
@@ -211,6 +212,9 @@ impl Import {
             return Ok(Some(self.gone("replaced by another file")));
         }
         self.reading.open(file);
+        if !self.reading.fits()? {
+            return Ok(Some(Slice::Anew("it was overwritten while being read".into())));
+        }
         Ok(None)
     }
 

@@ -10,6 +10,7 @@ mod finish;
 mod flight;
 mod import;
 mod lines;
+mod mark;
 mod names;
 mod quiet;
 mod reading;

@@ -4,11 +4,11 @@
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use events::{DeadLetter, Header, Row, RowError, RowReader, dead_letter::RowPlace, row::is_blank};
-use sha2::{Digest, Sha256};
 
 use crate::{
     desk::{BUFFER, Chunk, Desk},
     lines::{LONGEST, Lines, Piece, SHOWN},
+    mark::{Mark, Tail},
     receipt::{Progress, digest},
     refused,
     sender::{Batches, Sender, Sent},
@@ -17,19 +17,6 @@ use crate::{
 
 /// How much may be written to the file of refused rows at a time.
 const REFUSED: usize = 512 * 1024;
-
-/// A place in a file, and what was before it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Mark {
-    /// In the unpacked text.
-    pub(crate) byte: u64,
-    pub(crate) line: u64,
-    pub(crate) inside_long_line: bool,
-    pub(crate) accepted: u64,
-    pub(crate) refused: u64,
-    pub(crate) refused_bytes: u64,
-    pub(crate) hash: Sha256,
-}
 
 /// What a step came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -97,6 +84,20 @@ impl Reading {
     /// The file, opened (again).
     pub(crate) fn open(&mut self, file: File) {
         self.source = Some(Source::new(file, self.gzip));
+    }
+
+    /// Whether the file, opened again, has the same bytes before the place where we are: a cheap
+    /// look at the last ones, for files that were overwritten in place meanwhile.
+    pub(crate) fn fits(&mut self) -> io::Result<bool> {
+        let here = &self.here;
+        let length = here.byte.min(here.last.len() as u64) as usize;
+        let Some(Source::Plain(file)) = &self.source else { return Ok(true) };
+        let mut found: Tail = [0; 64];
+        match file.read_exact_at(&mut found[..length], here.byte - length as u64) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+            Ok(()) => Ok(found[..length] == here.last[here.last.len() - length..]),
+        }
     }
 
     /// The type of its events, when known.
@@ -209,8 +210,7 @@ impl Reading {
         if let Some(source) = self.source.as_mut() {
             source.give_back(&desk.buffer[consumed..filled]);
         }
-        mark.hash.update(&desk.buffer[..consumed]);
-        mark.byte += consumed as u64;
+        mark.pass(&desk.buffer[..consumed]);
         mark.inside_long_line = lines.passing_over();
         let start = std::mem::replace(&mut self.here, mark).byte;
         if self.replay.is_none() && (consumed > 0 || desk.sender.failed()) {
@@ -320,8 +320,7 @@ impl Reading {
 
     /// Compares a part with what an earlier process read.
     fn compare(&mut self, bytes: &[u8]) -> Step {
-        self.here.hash.update(bytes);
-        self.here.byte += bytes.len() as u64;
+        self.here.pass(bytes);
         let Some(replay) = &self.replay else { return Step::More };
         let changed = || Step::Changed(format!("its first {} bytes are not what they were", replay.byte));
         if self.here.byte > replay.byte || (bytes.is_empty() && self.here.byte < replay.byte) {
@@ -372,8 +371,7 @@ impl Reading {
             Err(SourceError::Io(error)) => return Err(error),
             Err(SourceError::Spoilt(_)) => 0,
         };
-        beyond.hash.update(&desk.buffer[..filled]);
-        beyond.byte += filled as u64;
+        beyond.pass(&desk.buffer[..filled]);
         Ok((filled == 0).then(|| (beyond.byte, digest(&beyond.hash))))
     }
 }

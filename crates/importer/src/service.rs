@@ -4,7 +4,7 @@ use anyhow::{Context, Result, anyhow};
 use runtime::{health::Health, kafka::ensure_topics};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Settings, engine::Engine, wake::Alarm};
+use crate::{Settings, engine::Engine};
 
 /// Imports what is dropped into the directory until `shutdown`; then ends within 10 s, with
 /// everything that was sent acknowledged or left for the next start. An error means that it can't
@@ -15,9 +15,8 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
         return Ok(());
     }
     waited?;
-    let alarm = Alarm::new(shutdown.clone());
-    let bell = alarm.bell();
-    let engine = Engine::new(settings, health, alarm)?;
+    let engine = Engine::new(settings, health, shutdown.clone())?;
+    let bell = engine.bell();
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("importer".into())

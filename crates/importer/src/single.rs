@@ -12,8 +12,9 @@ use runtime::KafkaSettings;
 use crate::{
     Receipt,
     desk::Desk,
+    mark::Mark,
     names::{Named, named},
-    reading::{Mark, Reading, Step},
+    reading::{Reading, Step},
     receipt::now,
     sender::Sender,
     source::open,

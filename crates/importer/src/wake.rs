@@ -16,7 +16,6 @@ use notify::{
     Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode, ModifyKind, RenameMode},
 };
-use tokio_util::sync::CancellationToken;
 
 /// What there was to wake for.
 #[derive(Debug, Default)]
@@ -32,14 +31,13 @@ pub(crate) struct Alarm {
     names: Receiver<OsString>,
     sender: SyncSender<OsString>,
     overflow: Arc<AtomicBool>,
-    shutdown: CancellationToken,
     _watcher: Option<RecommendedWatcher>,
 }
 
 impl Alarm {
-    pub(crate) fn new(shutdown: CancellationToken) -> Alarm {
+    pub(crate) fn new() -> Alarm {
         let (sender, names) = sync_channel(1024);
-        Alarm { names, sender, overflow: Arc::default(), shutdown, _watcher: None }
+        Alarm { names, sender, overflow: Arc::default(), _watcher: None }
     }
 
     /// Asks the system to tell of changes.
@@ -69,11 +67,6 @@ impl Alarm {
     /// A way to wake it from elsewhere.
     pub(crate) fn bell(&self) -> SyncSender<OsString> {
         self.sender.clone()
-    }
-
-    /// Whether all is to come to an end.
-    pub(crate) fn is_over(&self) -> bool {
-        self.shutdown.is_cancelled()
     }
 
     /// Sleeps until something happens, `time` at most; what has happened.

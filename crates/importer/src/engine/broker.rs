@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use runtime::kafka::ensure_topics;
 
 use super::Engine;
 use crate::import::Stage;
@@ -22,6 +23,15 @@ impl Engine {
         if !recovery.pause.is_zero() {
             self.health.ill("kafka", recovery.reason);
             self.silent = true;
+        }
+        if recovery.no_topic {
+            let kafka = &self.settings.kafka;
+            let topics = kafka.all_topics();
+            let made = self.tokio.block_on(ensure_topics(kafka, &topics, &self.health, &self.shutdown));
+            if self.shutdown.is_cancelled() {
+                return Ok(());
+            }
+            made?;
         }
         self.pause = Instant::now() + recovery.pause;
         self.heard = (Instant::now(), 0);

@@ -76,6 +76,7 @@ impl Engine {
         self.well(Ok(()));
         if let Some(import) = self.imports.get(&number) {
             tell(import);
+            self.troubles.over(&self.directory, &import.name);
         }
         self.forget(number);
         self.scan.hint(self.waiting.is_empty());

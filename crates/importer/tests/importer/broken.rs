@@ -229,3 +229,20 @@ fn a_file_that_is_cut_while_being_read_is_read_anew() {
     assert_eq!(house.counts("done", "a.csv"), (2, 2, 0, None));
     assert_eq!(house.numbers(), (0..10).chain(20..22).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_file_that_is_overwritten_in_place_while_being_read_is_read_anew() {
+    let house = House::started();
+    let held = fs::File::create(house.input("a.csv")).expect("a file");
+    fs::write(house.input("a.csv"), csv(0..10)).expect("written");
+    house.wait("its rows", || (house.events().len() == 10).then_some(()));
+    // at no moment shorter than before
+    let other = csv(10..20).replace(",incoming,", ",sale,    ");
+    assert_eq!(other.len(), csv(10..20).len());
+    std::os::unix::fs::FileExt::write_all_at(&held, other.as_bytes(), 0).expect("written");
+    house.wait("the new rows", || (house.events().len() == 20).then_some(()));
+    house.wait_for_log("is imported anew: it was overwritten while being read");
+    drop(held);
+    assert_eq!(house.counts("done", "a.csv"), (10, 10, 0, None));
+    assert_eq!(house.numbers(), (0..20).collect::<Vec<_>>());
+}

@@ -123,6 +123,17 @@ impl House {
         }
     }
 
+    /// SIGTERM; how long it took to end in order.
+    pub(crate) fn stop(&mut self) -> Duration {
+        let mut importer = self.importer.take().expect("an importer");
+        let begun = Instant::now();
+        // SAFETY: a signal to our own child
+        unsafe { libc::kill(importer.id() as i32, libc::SIGTERM) };
+        let status = importer.wait().expect("its end");
+        assert!(status.success(), "{status}: {}", self.log());
+        begun.elapsed()
+    }
+
     /// The most memory it has used, in KiB.
     pub(crate) fn peak_kib(&self) -> u64 {
         let pid = self.importer.as_ref().expect("an importer").id();

@@ -1,0 +1,49 @@
+//! A place in a file.
+
+use sha2::{Digest, Sha256};
+
+/// A place in a file, and what was before it.
+#[derive(Debug, Clone)]
+pub(crate) struct Mark {
+    /// In the unpacked text.
+    pub(crate) byte: u64,
+    pub(crate) line: u64,
+    pub(crate) inside_long_line: bool,
+    pub(crate) accepted: u64,
+    pub(crate) refused: u64,
+    pub(crate) refused_bytes: u64,
+    pub(crate) hash: Sha256,
+    /// The last bytes before it.
+    pub(crate) last: Tail,
+}
+
+/// The last bytes before a place, as many as there are.
+pub(crate) type Tail = [u8; 64];
+
+impl Default for Mark {
+    /// The beginning of a file.
+    fn default() -> Mark {
+        Mark {
+            byte: 0,
+            line: 0,
+            inside_long_line: false,
+            accepted: 0,
+            refused: 0,
+            refused_bytes: 0,
+            hash: Sha256::new(),
+            last: [0; 64],
+        }
+    }
+}
+
+impl Mark {
+    /// Goes on over these bytes.
+    pub(crate) fn pass(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.byte += bytes.len() as u64;
+        let kept = bytes.len().min(self.last.len());
+        self.last.rotate_left(kept);
+        let from = self.last.len() - kept;
+        self.last[from..].copy_from_slice(&bytes[bytes.len() - kept..]);
+    }
+}

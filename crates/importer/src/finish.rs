@@ -168,3 +168,99 @@ pub(crate) fn complete_left(directory: &Directory, path: &Path) -> io::Result<()
         None => remove(path),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    /// All files and what is in them.
+    fn everything(root: &Path) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for folder in ["done", "input", "progress", "rejected"] {
+            for entry in fs::read_dir(root.join(folder)).expect("a folder") {
+                let path = entry.expect("an entry").path();
+                if path.file_name() != Some(OsStr::new("ending")) {
+                    let name = path.strip_prefix(root).expect("below the root").display().to_string();
+                    found.push((name, fs::read_to_string(&path).expect("a text")));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    fn decided(directory: &Directory) -> Progress {
+        let name = OsStr::new("a.csv");
+        fs::write(directory.input.join(name), "the file").expect("written");
+        // the last process sent more than was acknowledged, and was killed
+        fs::write(directory.refused_of(name), "refused rows, and more").expect("written");
+        fs::write(directory.progress_of(name), "progress").expect("written");
+        let progress = Progress {
+            file: "a.csv".into(),
+            name: name_to_hex(name),
+            byte: 8,
+            line: 3,
+            inside_long_line: false,
+            accepted: 1,
+            refused: 1,
+            refused_bytes: 12,
+            sha256: "5a".into(),
+            started_at: "then".into(),
+            finished: None,
+        };
+        let identity = Identity::from(&fs::metadata(directory.input.join(name)).expect("the file"));
+        let ending = Ending { error: None, gone: false, whole: (8, "5a".into()) };
+        decide(directory, progress, Some("stock"), identity, &ending, "now".into()).expect("decided")
+    }
+
+    #[test]
+    fn an_end_that_was_cut_short_anywhere_is_completed_and_a_new_file_of_that_name_is_left_alone() {
+        let steps: [fn(&Directory); 4] = [
+            |at| fs::rename(at.refused_of(OsStr::new("a.csv")), at.rejected.join("a.csv")).expect("renamed"),
+            |at| {
+                fs::rename(at.input.join("a.csv"), at.done.join("a.csv")).expect("renamed");
+                fs::write(at.input.join("a.csv"), "the next file").expect("written");
+            },
+            |at| {
+                let receipt = temporary_of(&at.done.join("a.csv.receipt.json"));
+                fs::rename(at.progress_of(OsStr::new("a.csv")), receipt).expect("renamed");
+            },
+            |at| {
+                let receipt = at.done.join("a.csv.receipt.json");
+                fs::rename(temporary_of(&receipt), &receipt).expect("renamed");
+            },
+        ];
+        for cut in 0..=steps.len() {
+            let root = tempfile::tempdir().expect("a directory");
+            let directory = Directory::create(root.path()).expect("its folders");
+            let decided = decided(&directory);
+            let slot = Slot::open(&directory).expect("the slot");
+            slot.file.write_all_at(&serde_json::to_vec(&decided).expect("JSON"), 0).expect("written");
+            if cut > 0 {
+                // renaming follows cutting off what was not acknowledged
+                let refused = directory.refused_of(OsStr::new("a.csv"));
+                File::options().write(true).open(refused).expect("a file").set_len(12).expect("cut");
+            }
+            steps[..cut].iter().for_each(|step| step(&directory));
+
+            let left = Slot::open(&directory).expect("the slot").left().expect("what was being ended");
+            assert_eq!(left, decided);
+            complete(&directory, &left).expect("completed");
+            slot.clear().expect("cleared");
+            assert_eq!(slot.left(), None);
+
+            let receipt = serde_json::to_string_pretty(&decided.finished.expect("finished").receipt).expect("JSON");
+            let mut expected = vec![
+                ("done/a.csv".to_owned(), "the file".to_owned()),
+                ("done/a.csv.receipt.json".into(), receipt),
+                ("rejected/a.csv".into(), "refused rows".into()),
+            ];
+            if cut > 1 {
+                expected.insert(2, ("input/a.csv".into(), "the next file".into()));
+            }
+            assert_eq!(everything(root.path()), expected, "cut after {cut} steps");
+        }
+    }
+}

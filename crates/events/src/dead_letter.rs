@@ -78,6 +78,8 @@ impl DeadLetter {
         };
         object.insert("error".into(), refusal.error.as_str().into());
         let RecordPlace { service, topic, partition, offset } = place;
+        // a topic made anew has other records at the same offsets
+        let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, payload).to_string();
         DeadLetter {
             key: key.map(<[u8]>::to_vec),
             payload: Value::Object(object).to_string().into_bytes(),
@@ -88,7 +90,7 @@ impl DeadLetter {
                 (header::CONNECTOR, service.to_owned()),
                 (header::CLASS, refusal.class.to_owned()),
                 (header::MESSAGE, refusal.error.clone()),
-                (header::ID, id(&[service, topic, &partition.to_string(), &offset.to_string()])),
+                (header::ID, id(&[service, topic, &partition.to_string(), &offset.to_string(), &content])),
             ],
         }
     }

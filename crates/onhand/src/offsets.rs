@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use projection::Position;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use runtime::{KafkaSettings, PostgresSettings, health::Health, kafka, postgres};
-use tokio_util::sync::CancellationToken;
+use runtime::{KafkaSettings, PostgresSettings, kafka, postgres};
+use sqlx::{ConnectOptions, PgConnection};
 
 use crate::{
     address::{self, DataDirectory},
@@ -56,9 +56,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     })
 }
 
+async fn connect(settings: &PostgresSettings) -> Result<PgConnection> {
+    postgres::options(settings, "onhand-offsets").connect().await.with_context(|| format!("Postgres at {settings}"))
+}
+
 async fn show(kafka: &KafkaSettings, settings: &PostgresSettings) -> Result<ExitCode> {
-    let pool = postgres::connect(settings, "onhand-offsets", 1, &Health::default(), &CancellationToken::new()).await?;
-    let positions = projection::positions(&mut *pool.acquire().await?).await?;
+    let mut connection = connect(settings).await?;
+    let positions = projection::positions(&mut connection).await.context("has a service run on this database?")?;
     if positions.is_empty() {
         println!("no service has read anything yet");
         return Ok(ExitCode::SUCCESS);
@@ -104,12 +108,12 @@ fn beside(consumer: &BaseConsumer, position: &Position) -> (Option<i64>, Option<
 }
 
 async fn forget(settings: &PostgresSettings, service: &str, topic: &str, yes: bool) -> Result<ExitCode> {
-    let pool = postgres::connect(settings, "onhand-offsets", 1, &Health::default(), &CancellationToken::new()).await?;
+    let mut connection = connect(settings).await?;
     let running: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()",
     )
     .bind(format!("onhand-{service}"))
-    .fetch_one(&pool)
+    .fetch_one(&mut connection)
     .await?;
     if running > 0 {
         bail!("{service} is running on this database; stop it first");
@@ -129,7 +133,7 @@ async fn forget(settings: &PostgresSettings, service: &str, topic: &str, yes: bo
             return Ok(ExitCode::FAILURE);
         }
     }
-    match projection::forget(&pool, service, topic).await? {
+    match projection::forget(&mut connection, service, topic).await? {
         0 => bail!("{service} has no offsets in topic {topic}; `onhand offsets` lists what there is"),
         partitions => println!("forgot {partitions} partitions of {topic}; {service} begins anew when it is started"),
     }

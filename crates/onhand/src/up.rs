@@ -64,6 +64,8 @@ pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
 fn tell(servers: &Sandbox, env: &mut Environment, data: &Path) -> io::Result<()> {
     let (kafka, postgres) = (KafkaSettings::read(env), PostgresSettings::read(env));
     let settings = importer::Settings::read(env);
+    // the importer makes it too, but the reader may be faster
+    std::fs::create_dir_all(settings.directory.join("input"))?;
     let guide = Guide { servers, kafka: &kafka, postgres: &postgres, input: &settings.directory.join("input") };
     let mut out = io::stdout().lock();
     writeln!(out, "\nonhand is up; what it knows is kept in {}/\n", data.display())?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use events::{DeadLetter, Refusal, Timestamp};
+use events::{DeadLetter, Refusal, Timestamp, dead_letter::header};
 use runtime::health::Health;
 use sqlx::PgPool;
 use tokio::sync::{Notify, Semaphore};
@@ -166,12 +166,20 @@ impl<P: Projection> Applier<P> {
             let Said { dead_letters, outcome } =
                 shared.projection.apply(&mut tx, &mut self.memory, batch, shared.now(), attempt).await?;
             letters.extend(dead_letters);
+            sort(&mut letters);
             Some(outcome)
         };
         outbox::put(&mut tx, P::SERVICE, &shared.errors_topic, &letters).await?;
         tx.commit().await?;
         self.next_offset = run.end;
-        metrics::counter!("onhand_projection_undecodable_total", "service" => P::SERVICE).increment(refused);
+        if refused > 0 {
+            tracing::info!(
+                "refused {refused} records of {} partition {} that are no events",
+                self.topic,
+                self.partition
+            );
+            metrics::counter!("onhand_projection_undecodable_total", "service" => P::SERVICE).increment(refused);
+        }
         metrics::counter!("onhand_projection_batches_total", "service" => P::SERVICE).increment(1);
         metrics::histogram!("onhand_projection_batch_seconds", "service" => P::SERVICE).record(began.elapsed());
         match outcome {
@@ -190,20 +198,30 @@ impl<P: Projection> Applier<P> {
         }
         let refusal = Refusal { error: format!("the record cannot be applied: {why:#}"), class: "NotApplicable" };
         let batch = buffer.batch(P::SERVICE, P::encode, source, run);
-        let own: Vec<DeadLetter> = batch.events.iter().map(|record| batch.refuse(record, &refusal)).collect();
         let mut letters = buffer.undecoded(P::SERVICE, source, self.next_offset, run);
-        letters.extend(own);
+        letters.extend(batch.events.iter().map(|record| batch.refuse(record, &refusal)));
+        sort(&mut letters);
         outbox::put(&mut tx, P::SERVICE, &self.shared.errors_topic, &letters).await?;
         tx.commit().await?;
-        tracing::error!(
-            "refused record {} of {} partition {}: {}",
-            run.end - 1,
-            self.topic,
-            self.partition,
-            refusal.error
-        );
+        for record in batch.events {
+            let offset = batch.offset(record);
+            tracing::error!(
+                "refused record {offset} of {} partition {}: {}",
+                self.topic,
+                self.partition,
+                refusal.error
+            );
+        }
         self.next_offset = run.end;
         self.shared.said.notify_one();
         Ok(true)
     }
+}
+
+/// Refusals in the order of their records, whoever refused them; what else is said comes behind.
+fn sort(letters: &mut [DeadLetter]) {
+    letters.sort_by_cached_key(|letter| {
+        let offset = letter.headers.iter().find(|(name, _)| *name == header::OFFSET);
+        offset.and_then(|(_, offset)| offset.parse().ok()).unwrap_or(i64::MAX)
+    });
 }

@@ -6,12 +6,12 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
-        mpsc::Receiver,
+        mpsc::{self, Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use rdkafka::{
     ClientContext, Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
@@ -31,6 +31,9 @@ use crate::{
 const POLL: Duration = Duration::from_millis(50);
 /// How often the group learns our offsets, and the topic's identity is checked.
 const CHECK: Duration = Duration::from_secs(5);
+
+/// How long the broker may take to hear that we leave.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 enum Change {
     Assigned(Vec<Partition>),
@@ -76,16 +79,26 @@ impl<P: Projection> Assignment<P> {
     /// and leaves the group.
     pub(crate) fn run(mut self) -> Result<()> {
         let result = self.serve();
-        for worker in self.workers.values() {
-            worker.stop();
-        }
         let committed = self.offsets_of_workers();
-        for (_, worker) in self.workers.drain() {
-            worker.join(&self.work.tokio);
-        }
-        self.tell_group(&committed, CommitMode::Sync);
-        self.consumer.context().closing.store(true, Ordering::Relaxed);
+        Worker::join_all(self.workers.drain().map(|(_, worker)| worker), &self.work.tokio);
+        self.tell_group(&committed);
+        self.leave();
         result
+    }
+
+    /// Leaves the group. A broker that is away need not hear of it: it will notice.
+    fn leave(self) {
+        self.consumer.context().closing.store(true, Ordering::Relaxed);
+        let (left, leaving) = mpsc::channel::<()>();
+        let consumer = self.consumer;
+        let leave = move || {
+            drop(consumer);
+            drop(left);
+        };
+        let spawned = std::thread::Builder::new().name(format!("{}-farewell", P::SERVICE)).spawn(leave);
+        if spawned.is_ok() && leaving.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("left the group without its answer");
+        }
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -156,16 +169,14 @@ impl<P: Projection> Assignment<P> {
 
     fn revoke(&mut self, partitions: &[Partition]) {
         let gone: Vec<_> = partitions.iter().filter_map(|partition| self.workers.remove_entry(partition)).collect();
-        for (_, worker) in &gone {
-            worker.stop();
-        }
         let committed =
             gone.iter().map(|(partition, worker)| (partition.clone(), worker.next_offset.clone())).collect();
-        for (partition, worker) in gone {
-            worker.join(&self.work.tokio);
-            tracing::info!("gave up {} partition {}", partition.0, partition.1);
+        Worker::join_all(gone.into_iter().map(|(_, worker)| worker), &self.work.tokio);
+        for (topic, partition) in partitions {
+            tracing::info!("gave up {topic} partition {partition}");
+            lag::<P>(&(topic.clone(), *partition)).set(0.0);
         }
-        self.tell_group(&committed, CommitMode::Async);
+        self.tell_group(&committed);
         let mut list = TopicPartitionList::new();
         for (topic, partition) in partitions {
             list.add_partition(topic, *partition);
@@ -201,12 +212,12 @@ impl<P: Projection> Assignment<P> {
                 Ok(now) => {
                     let source = (partition.0.as_str(), partition.1);
                     let begin = offsets::begin(&self.work.shared.pool, P::SERVICE, source, now.low, &now.identity);
-                    match self.work.tokio.block_on(begin) {
+                    match self.in_time(begin) {
                         Ok(position) => {
                             identity::check(&position, &now)?;
                             return Ok(Some(position.next_offset));
                         }
-                        Err(error) => ("postgres", anyhow!(error)),
+                        Err(error) => ("postgres", error),
                     }
                 }
                 Err(error) => ("kafka", error),
@@ -219,6 +230,12 @@ impl<P: Projection> Assignment<P> {
         }
     }
 
+    /// An answer of Postgres. One that is frozen must not freeze this thread.
+    fn in_time<T>(&self, answer: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+        let answer = async { tokio::time::timeout(TIMEOUT, answer).await };
+        Ok(self.work.tokio.block_on(answer).context("no answer in time")??)
+    }
+
     fn look(&self, partition: &Partition) -> Result<identity::Partition> {
         let identity = topic_identity(self.consumer.client(), &partition.0)?;
         let (low, high) = self.consumer.fetch_watermarks(&partition.0, partition.1, TIMEOUT)?;
@@ -229,7 +246,7 @@ impl<P: Projection> Assignment<P> {
     /// Every few seconds: the group learns our offsets, metrics the lag, and the topic is looked
     /// at, since one that is deleted and made anew under us keeps its name.
     fn check(&self) -> Result<()> {
-        self.tell_group(&self.offsets_of_workers(), CommitMode::Async);
+        self.tell_group(&self.offsets_of_workers());
         for (partition, worker) in &self.workers {
             let next_offset = worker.next_offset.load(Ordering::Relaxed);
             let now = match self.look(partition) {
@@ -239,15 +256,12 @@ impl<P: Projection> Assignment<P> {
                     return Ok(());
                 }
             };
-            let lag = metrics::gauge!("onhand_projection_lag", "service" => P::SERVICE,
-                "topic" => partition.0.clone(), "partition" => partition.1.to_string());
-            lag.set((now.high - next_offset) as f64);
+            lag::<P>(partition).set((now.high - next_offset) as f64);
             let begin =
                 offsets::begin(&self.work.shared.pool, P::SERVICE, (&partition.0, partition.1), now.low, &now.identity);
             // a database that is away is the workers' to report
-            if let Ok(position) = self.work.tokio.block_on(begin) {
-                identity::check(&position, &identity::Partition { low: now.low.min(position.next_offset), ..now })?;
-            }
+            let Ok(position) = self.in_time(begin) else { return Ok(()) };
+            identity::check(&position, &identity::Partition { low: now.low.min(position.next_offset), ..now })?;
         }
         Ok(())
     }
@@ -256,8 +270,8 @@ impl<P: Projection> Assignment<P> {
         self.workers.iter().map(|(partition, worker)| (partition.clone(), worker.next_offset.clone())).collect()
     }
 
-    /// For lag monitors only: nobody begins at these.
-    fn tell_group(&self, offsets: &HashMap<Partition, Arc<AtomicI64>>, mode: CommitMode) {
+    /// For lag monitors only: nobody begins at these, and nobody waits for a broker that is away.
+    fn tell_group(&self, offsets: &HashMap<Partition, Arc<AtomicI64>>) {
         let mut list = TopicPartitionList::new();
         for ((topic, partition), offset) in offsets {
             if let Err(error) =
@@ -267,7 +281,7 @@ impl<P: Projection> Assignment<P> {
             }
         }
         if list.count() > 0
-            && let Err(error) = self.consumer.commit(&list, mode)
+            && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
         {
             tracing::debug!("telling the group our offsets: {error}");
         }
@@ -297,4 +311,10 @@ impl<P: Projection> Assignment<P> {
         }
         Ok(())
     }
+}
+
+/// Records of a partition that are still to be read; 0 in a process that does not read it.
+fn lag<P: Projection>((topic, partition): &Partition) -> metrics::Gauge {
+    let partition = partition.to_string();
+    metrics::gauge!("onhand_projection_lag", "service" => P::SERVICE, "topic" => topic.clone(), "partition" => partition)
 }

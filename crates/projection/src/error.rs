@@ -1,5 +1,6 @@
 //! Why a transaction failed, and so what to do about it.
 
+use anyhow::anyhow;
 use sqlx::error::ErrorKind;
 
 /// Says of itself whether to retry, to bisect or to stop.
@@ -27,13 +28,16 @@ impl From<sqlx::Error> for ApplyError {
             Error::Database(database) => {
                 let code = database.code().unwrap_or_default();
                 match (code.get(..2).unwrap_or_default(), database.kind()) {
-                    // data exceptions and constraints: a record's fault
-                    ("22" | "23", _) | (_, ErrorKind::UniqueViolation | ErrorKind::CheckViolation) => {
-                        ApplyError::Batch(error.into())
+                    // the same row twice in a statement, data exceptions, constraints, checks of views,
+                    // limits such as an index row's size, what triggers raise: a record's fault
+                    ("21" | "22" | "23" | "44" | "54" | "P0", _)
+                    | (_, ErrorKind::UniqueViolation | ErrorKind::CheckViolation) => {
+                        // what a refusal says, so without the words that sqlx puts around it
+                        ApplyError::Batch(anyhow!("{}", database.message()))
                     }
                     // syntax, no such table or column, no rights: ours, or the database's owner's
                     ("42" | "0A" | "28" | "3D" | "3F", _) => ApplyError::Fatal(error.into()),
-                    // connection, rollback, resources, limits, operator, system: it will pass
+                    // connection, rollback, resources, operator, system: it will pass
                     _ => ApplyError::Transient(error.into()),
                 }
             }

@@ -84,11 +84,11 @@ pub async fn positions(connection: &mut PgConnection) -> sqlx::Result<Vec<Positi
 /// Forgets a service's positions in a topic, so that it begins at the topic's first record: the way
 /// on after a topic was made anew. What it applied stays, and its ids keep it from applying again.
 /// Returns how many partitions were forgotten.
-pub async fn forget(pool: &PgPool, service: &str, topic: &str) -> sqlx::Result<u64> {
+pub async fn forget(connection: &mut PgConnection, service: &str, topic: &str) -> sqlx::Result<u64> {
     let forgotten = sqlx::query("DELETE FROM consumer_offsets WHERE service = $1 AND topic = $2")
         .bind(service)
         .bind(topic)
-        .execute(pool)
+        .execute(connection)
         .await?;
     Ok(forgotten.rows_affected())
 }

@@ -33,7 +33,7 @@ pub(crate) async fn put(tx: &mut PgConnection, service: &str, topic: &str, lette
     }
     let keys: Vec<_> = letters.iter().map(|letter| letter.key.as_deref()).collect();
     let payloads: Vec<_> = letters.iter().map(|letter| letter.payload.as_slice()).collect();
-    let headers: Vec<_> = letters.iter().map(|letter| serde_json::json!(letter.headers)).collect();
+    let headers: Vec<_> = letters.iter().map(headers_of).collect();
     sqlx::query(
         "INSERT INTO outbox (service, topic, key, payload, headers)
          SELECT $1, $2, key, payload, headers
@@ -48,6 +48,12 @@ pub(crate) async fn put(tx: &mut PgConnection, service: &str, topic: &str, lette
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Headers as the column takes them: jsonb has no NUL characters.
+fn headers_of(letter: &DeadLetter) -> serde_json::Value {
+    let headers = letter.headers.iter().map(|(name, value)| (name, value.replace('\0', "\u{fffd}")));
+    serde_json::json!(headers.collect::<Vec<_>>())
 }
 
 struct Message {

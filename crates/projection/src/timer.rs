@@ -8,7 +8,7 @@ use anyhow::Result;
 use events::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::{ApplyError, Projection, apply::Shared, outbox};
+use crate::{ApplyError, Projection, apply::Shared, outbox, worker::PATIENCE};
 
 /// How often to look without being told of anything due: other processes may have left work.
 const LOOK: Duration = Duration::from_secs(1);
@@ -18,7 +18,15 @@ const SHORTEST: Duration = Duration::from_millis(20);
 pub(crate) async fn run<P: Projection>(shared: Arc<Shared<P>>, shutdown: CancellationToken) -> Result<()> {
     let mut pauses = 0;
     while !shutdown.is_cancelled() {
-        let next = match transaction(&shared).await {
+        let ended = tokio::select! {
+            biased;
+            ended = transaction(&shared) => ended,
+            () = too_late(&shutdown) => {
+                tracing::warn!("timed work did not end in {PATIENCE:?} and is abandoned");
+                break;
+            }
+        };
+        let next = match ended {
             Ok(next) => next,
             Err(ApplyError::Stale) => continue,
             Err(ApplyError::Fatal(error)) => return Err(error),
@@ -39,6 +47,11 @@ pub(crate) async fn run<P: Projection>(shared: Arc<Shared<P>>, shutdown: Cancell
         }
     }
     Ok(())
+}
+
+async fn too_late(shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(PATIENCE).await;
 }
 
 async fn transaction<P: Projection>(shared: &Shared<P>) -> Result<Option<Timestamp>, ApplyError> {

@@ -3,6 +3,7 @@
 //! holds up the fetching.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicUsize, Ordering},
@@ -12,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use rdkafka::{Message, consumer::base_consumer::PartitionQueue, error::KafkaError};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -28,8 +29,8 @@ use crate::{
 const LINGER: Duration = Duration::from_millis(5);
 /// Bytes of memory that the buffers of all partitions of a process may take together.
 const BUFFERS: usize = 20 << 20;
-/// How long a worker that is asked to stop may take over the batch in hand.
-const PATIENCE: Duration = Duration::from_secs(7);
+/// How long what is asked to stop may take over the transaction in hand.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(6);
 
 /// What a worker tells the consumer's thread.
 pub(crate) enum Report {
@@ -85,7 +86,16 @@ impl Worker {
         let (full, filled) = mpsc::channel(1);
         let (empty, empties) = mpsc::channel(1);
         let fetch = Fetch { work: Arc::clone(work), queue, next_offset, full, empties, stop: stop.clone() };
-        let fetching = thread::Builder::new().name(format!("fetch-{}", partition.1)).spawn(move || fetch.run())?;
+        let fetching = thread::Builder::new().name(format!("fetch-{}", partition.1)).spawn({
+            let (reports, partition) = (work.reports.clone(), partition.clone());
+            move || {
+                if catch_unwind(AssertUnwindSafe(|| fetch.run())).is_err() {
+                    let error = anyhow!("reading {} partition {} panicked", partition.0, partition.1);
+                    // nobody listens when the service is ending anyway
+                    let _ = reports.send(Report::Ended(partition, Err(error)));
+                }
+            }
+        })?;
         let applier = Applier::new(Arc::clone(&work.shared), partition.0.clone(), partition.1, next_offset);
         let apply = apply(Arc::clone(work), partition, applier, filled, empty, stop.clone(), Arc::clone(&committed));
         Ok(Worker { stop, fetching, applying: work.tokio.spawn(apply), next_offset: committed })
@@ -98,9 +108,21 @@ impl Worker {
 
     /// Waits until it has stopped. A transaction that takes too long is left behind: the fence
     /// decides whether it counts.
-    pub(crate) fn join(mut self, tokio: &Handle) {
-        self.stop.cancel();
-        let waited = tokio.block_on(async { tokio::time::timeout(PATIENCE, &mut self.applying).await });
+    pub(crate) fn join(self, tokio: &Handle) {
+        Worker::join_all([self], tokio);
+    }
+
+    /// Stops these together, so that all of them take no longer than one may.
+    pub(crate) fn join_all(workers: impl IntoIterator<Item = Worker>, tokio: &Handle) {
+        let workers: Vec<_> = workers.into_iter().inspect(Worker::stop).collect();
+        let end = tokio::time::Instant::now() + PATIENCE;
+        for worker in workers {
+            worker.join_until(end, tokio);
+        }
+    }
+
+    fn join_until(mut self, end: tokio::time::Instant, tokio: &Handle) {
+        let waited = tokio.block_on(async { tokio::time::timeout_at(end, &mut self.applying).await });
         if waited.is_err() {
             tracing::warn!("a transaction did not end in {PATIENCE:?} and is abandoned");
             self.applying.abort();
@@ -143,10 +165,9 @@ async fn apply<P: Projection>(
             spare = Some(buffer);
         }
     };
-    let ended = std::panic::AssertUnwindSafe(applying);
-    let ended = futures::FutureExt::catch_unwind(ended)
+    let ended = futures::FutureExt::catch_unwind(AssertUnwindSafe(applying))
         .await
-        .unwrap_or_else(|_| Err(anyhow::anyhow!("applying {} partition {} panicked", partition.0, partition.1)));
+        .unwrap_or_else(|_| Err(anyhow!("applying {} partition {} panicked", partition.0, partition.1)));
     if !matches!(ended, Ok(Applied::Stopped)) {
         // nobody listens when the service is ending anyway
         let _ = work.reports.send(Report::Ended(partition, ended));

@@ -88,7 +88,11 @@ pub async fn ensure_topics(
         client(settings, "onhand-admin").create().context("Kafka settings")?;
     let new: Vec<_> = topics
         .iter()
-        .map(|topic| NewTopic::new(topic, settings.partitions, TopicReplication::Fixed(settings.replication)))
+        .map(|topic| {
+            // the topics are the source of all that is shown: nothing of them is deleted by age
+            NewTopic::new(topic, settings.partitions, TopicReplication::Fixed(settings.replication))
+                .set("retention.ms", "-1")
+        })
         .collect();
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
     let attempt = async {
@@ -164,7 +168,7 @@ fn topic_id(client: *mut sys::rd_kafka_t, topic: &str) -> Result<String> {
             sys::rd_kafka_AdminOptions_new(client, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
         let queue = sys::rd_kafka_queue_new(client);
         sys::rd_kafka_DescribeTopics(client, topics, options, queue);
-        let event = sys::rd_kafka_queue_poll(queue, TIMEOUT.as_millis() as i32 * 2);
+        let event = sys::rd_kafka_queue_poll(queue, TIMEOUT.as_millis() as i32);
         let id = id_in(event, topic);
         if !event.is_null() {
             sys::rd_kafka_event_destroy(event);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use sqlx::{
-    PgPool,
+    ConnectOptions, PgPool,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -52,7 +52,12 @@ pub async fn connect(
         .connect_lazy_with(options(settings, application));
     let attempt = async {
         loop {
-            match MIGRATIONS.run(&pool).await {
+            // asked by a connection of its own first: a pool tells only that it timed out
+            let migrated = match options(settings, application).connect().await {
+                Ok(_) => MIGRATIONS.run(&pool).await,
+                Err(error) => Err(error.into()),
+            };
+            match migrated {
                 Ok(()) => return Ok(()),
                 Err(error) if is_hopeless(&error) => bail!("Postgres at {settings}: {error}"),
                 Err(error) => health.ill("postgres", format!("waiting for {settings}: {error}")),

@@ -55,7 +55,7 @@ impl Service {
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("{}: {error:#}", self.name);
+                eprintln!("error: {error:#}");
                 ExitCode::FAILURE
             }
         }

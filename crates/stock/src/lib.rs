@@ -7,6 +7,8 @@ mod projection;
 pub mod rules;
 mod store;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use events::stock::EVENT_TYPE;
 use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, postgres};
@@ -17,6 +19,9 @@ pub use outcome::Outcome;
 pub use projection::{Memory, StockProjection};
 pub use rules::Patience;
 pub use store::journal_row;
+
+/// How long Postgres may take to let go of the connections.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// What the service runs on.
 #[derive(Debug, Clone)]
@@ -47,7 +52,7 @@ impl Settings {
                 first_pause: env.millis_or("STOCK_RETRY_MS", 2_000),
             },
             batch_size: env
-                .parse_or("STOCK_BATCH_SIZE", 16_000, "a number from 1 to 100000", |size| (1..=100_000).contains(size)),
+                .parse_or("STOCK_BATCH_SIZE", 12_000, "a number from 1 to 100000", |size| (1..=100_000).contains(size)),
             transactions: env
                 .parse_or("STOCK_TRANSACTIONS", 4, "a number from 1 to 100", |count| (1..=100).contains(count)),
         }
@@ -68,6 +73,7 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
     };
     let projection = StockProjection { patience: settings.patience };
     let ended = ::projection::run(projection, projected, pool.clone(), health, shutdown).await;
-    pool.close().await;
+    // a transaction that was abandoned may still have its connection
+    let _ = tokio::time::timeout(GOODBYE, pool.close()).await;
     ended
 }

@@ -152,9 +152,10 @@ impl StockProjection {
         let mut freed = Vec::new();
         for row in due {
             let sale = &row.waiting.sale;
-            match self.patience.retry(sale, memory.ledger.amount(sale.card), row.tries) {
-                // it fits now; or its id was applied from another partition meanwhile
-                Retry::Applied { .. } => {
+            let known = memory.ledger.knows(sale.transaction_id);
+            match (known, self.patience.retry(sale, memory.ledger.amount(sale.card), row.tries)) {
+                // its id was applied from another partition meanwhile; or it fits now
+                (true, _) | (_, Retry::Applied { .. }) => {
                     let verdict = memory.ledger.judge(sale, &mut freed);
                     outcome.count(sale, &verdict);
                     match verdict {
@@ -164,8 +165,10 @@ impl StockProjection {
                     }
                     removed.push(row.waiting.id);
                 }
-                Retry::Waits(pause) => postponed.push((row.waiting.id, now.plus_micros(pause.as_micros() as i64))),
-                Retry::GivenUp(refusal) => {
+                (false, Retry::Waits(pause)) => {
+                    postponed.push((row.waiting.id, now.plus_micros(pause.as_micros() as i64)))
+                }
+                (false, Retry::GivenUp(refusal)) => {
                     letters.push(refuse(row, &refusal));
                     outcome.count(sale, &Verdict::Refused(refusal));
                     removed.push(row.waiting.id);

@@ -113,6 +113,11 @@ impl Ledger {
         self.known.insert(event.transaction_id, content(event));
     }
 
+    /// Whether an event with this id was applied or waits.
+    pub fn knows(&self, id: Uuid) -> bool {
+        self.known.contains_key(&id)
+    }
+
     /// A waiting sale was given up: its id may come again and is judged anew. False when it did not wait.
     pub fn give_up(&mut self, sale: &StockEvent) -> bool {
         let Some(waiting) = self.waiting.get_mut(&sale.card) else { return false };

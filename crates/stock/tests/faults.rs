@@ -167,7 +167,7 @@ async fn a_missing_setting_stops_the_start_with_its_name_and_an_example() {
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "stock: settings (environment variables) are not right:\n  \
+        "error: settings (environment variables) are not right:\n  \
          POSTGRES_HOSTNAME is \"db:x\", expected host or host:port (for example POSTGRES_HOSTNAME=localhost:5432)\n  \
          POSTGRES_DB is not set (for example POSTGRES_DB=onhand)\n"
     );

@@ -89,7 +89,9 @@ async fn a_topic_that_was_created_anew_stops_the_service_with_what_to_do() {
     assert_eq!(house.items().await, [(4, 3, 10)]);
 
     // the way out
-    projection::forget(&house.pool, "stock", &house.topic).await.expect("forgotten");
+    projection::forget(&mut *house.pool.acquire().await.expect("a connection"), "stock", &house.topic)
+        .await
+        .expect("forgotten");
     let service = house.start();
     house.until_read().await;
     assert_eq!(house.items().await, [(4, 3, 30)]);

@@ -102,3 +102,47 @@ async fn a_record_that_is_no_event_goes_to_the_errors_with_its_bytes_and_holds_u
     assert_eq!(places, ["0", "2", "4"]);
     service.stop().await.expect("a clean stop");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cards_whose_records_are_in_several_partitions_are_counted_once_all_the_same() {
+    let house = House::new(4, &[("STOCK_BATCH_SIZE", "20")]).await;
+    let services = [house.start(), house.start()];
+    // the keys say nothing of the card: several workers write each card at once, new cards too
+    let events: Vec<_> = (0..2_000)
+        .map(|number| {
+            event(number, if number % 3 == 2 { Sale } else { Incoming }, (number / 500 * 3 + number % 3) as i64 / 2, 1)
+        })
+        .collect();
+    let records: Vec<_> = events.iter().map(|event| (event.transaction_id.to_string(), event.to_json())).collect();
+    house.send_raw(records.iter().map(|(key, payload)| (key.as_bytes(), payload.as_bytes())));
+    // and each a second time, to another partition
+    house.send_raw(records.iter().map(|(_, payload)| (payload.as_bytes(), payload.as_bytes())));
+    house.until_read().await;
+    house.until("no sale waits", async || house.count("waiting_sales").await == 0).await;
+    house.until_read().await;
+
+    let refused = house.error_records();
+    assert!(
+        refused.iter().all(|record| record.payload["error"].as_str().is_some_and(|error| error.starts_with("4-"))),
+        "{refused:?}"
+    );
+    // a copy that comes after the other one was given up is judged anew
+    let applied: Vec<String> = sqlx::query_scalar("SELECT transaction_id::text FROM transactions")
+        .fetch_all(&house.pool)
+        .await
+        .expect("the journal");
+    let refused = refused.iter().filter_map(|record| record.payload["transaction_id"].as_str().map(str::to_owned));
+    let ended: std::collections::BTreeSet<_> = applied.into_iter().chain(refused).collect();
+    assert_eq!(ended.len(), 2_000);
+    let journal: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "SELECT store_number, item_number, sum(CASE event WHEN 'incoming' THEN amount ELSE -amount END)::bigint
+         FROM transactions GROUP BY 1, 2 ORDER BY 1, 2",
+    )
+    .fetch_all(&house.pool)
+    .await
+    .expect("the journal");
+    assert_eq!(house.items().await, journal);
+    for service in services {
+        service.stop().await.expect("a clean stop");
+    }
+}

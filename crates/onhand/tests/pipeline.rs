@@ -1,0 +1,311 @@
+//! The whole pipeline with processes that are killed on the way: files, Kafka, Postgres, and then
+//! `onhand verify`, beside a slow and obvious fold of the test's own.
+
+mod system;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, File},
+    io::Write,
+};
+
+use events::generate::{Fate, Generator, Shape};
+use serde_json::Value;
+use system::{System, until};
+
+const SHAPE: Shape = Shape {
+    stores: 20,
+    items: 100,
+    sales: 0.5,
+    early: 0.02,
+    hopeless: 0.002,
+    duplicates: 0.01,
+    conflicts: 0.005,
+    bad: 0.005,
+};
+
+/// A row that the importer accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    id: String,
+    event: String,
+    card: (i64, i64),
+    value: i64,
+}
+
+/// What was generated, in its order.
+#[derive(Default)]
+struct Generated {
+    rows: Vec<Row>,
+    fates: BTreeMap<Fate, u64>,
+    hopeless: BTreeSet<String>,
+}
+
+impl Generated {
+    /// Another file's lines, each with its line break; the first is the header.
+    fn file(&mut self, seed: u64, rows: usize) -> Vec<String> {
+        let mut generator = Generator::new(seed, SHAPE).expect("a shape");
+        let mut lines = vec![Generator::header_line()];
+        for _ in 0..rows {
+            let mut bytes = Vec::new();
+            let fate = generator.write_row(&mut bytes);
+            let line = String::from_utf8_lossy(&bytes).into_owned();
+            *self.fates.entry(fate).or_default() += 1;
+            if fate != Fate::Bad {
+                let columns: Vec<_> = line.trim_end().split(',').collect();
+                let number = |column: usize| columns[column].parse::<i64>().expect("a number");
+                let (id, event) = (columns[0].to_owned(), columns[1].to_owned());
+                if fate == Fate::Hopeless {
+                    self.hopeless.insert(id.clone());
+                }
+                self.rows.push(Row { id, event, card: (number(3), number(4)), value: number(5) });
+            }
+            lines.push(line);
+        }
+        lines
+    }
+
+    fn count(&self, fate: Fate) -> u64 {
+        self.fates.get(&fate).copied().unwrap_or(0)
+    }
+
+    /// The first row of each id: what comes later with it is a duplicate or a conflict.
+    fn distinct(&self) -> HashMap<&str, &Row> {
+        let mut first = HashMap::new();
+        for row in &self.rows {
+            first.entry(row.id.as_str()).or_insert(row);
+        }
+        first
+    }
+}
+
+/// Puts a whole file where the importer finds it, as people are told to: written aside, then moved.
+fn drop_in(system: &System, name: &str, lines: &[String]) {
+    let aside = system.dir.path().join(name);
+    fs::write(&aside, lines.concat()).expect("written");
+    fs::rename(aside, system.importer().join("input").join(name)).expect("moved");
+}
+
+fn is_done(system: &System, name: &str) -> bool {
+    system.importer().join("done").join(format!("{name}.receipt.json")).exists()
+}
+
+/// `(class, transaction id)` of what stock refused.
+fn refusals(system: &System) -> Vec<(String, String)> {
+    let errors = &system.kafka.errors_topic;
+    let (code, lines, said) = system.run(&["tail", errors, "--from", "start", "--no-follow", "--json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let records = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let of_stock = records.filter(|record| record["headers"]["__connect.errors.connector.name"] == "stock");
+    let one = |record: Value| {
+        let class = &record["headers"]["__connect.errors.exception.class.name"];
+        let id = &record["value"]["transaction_id"];
+        (class.as_str().expect("a class").to_owned(), id.as_str().expect("an id").to_owned())
+    };
+    of_stock.map(one).collect()
+}
+
+/// The number before these words in what verify prints.
+fn figure(printed: &str, words: &str) -> u64 {
+    let line = printed.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("no {words:?} in {printed}"));
+    let number = line.split_whitespace().next().expect("a number").replace(',', "");
+    number.parse().expect("a number")
+}
+
+#[test]
+fn the_whole_pipeline_survives_kills_and_ends_with_exactly_what_the_files_say() {
+    let system = System::new(&[
+        ("KAFKA_TOPIC_PARTITIONS", "4"),
+        ("STOCK_BATCH_SIZE", "500"),
+        // hopeless sales are given up within seconds
+        ("STOCK_RETRY_MS", "200"),
+    ]);
+    let mut generated = Generated::default();
+    let files: Vec<_> =
+        (1..).zip([15_000, 60_000, 15_000, 10_000]).map(|(seed, rows)| generated.file(seed, rows)).collect();
+    fs::create_dir_all(system.importer().join("input")).expect("a directory");
+
+    drop_in(&system, "a.csv", &files[0]);
+    let importer = system.start("importer");
+    let stocks = [system.start("stock"), system.start("stock")];
+    until("both stock processes have partitions", || {
+        stocks.iter().all(|stock| stock.said().contains("from offset")).then_some(())
+    });
+
+    // killed in the middle of a file, which is not over as long as somebody has it open
+    let before = system.records(&system.topic);
+    let mut growing = File::create(system.importer().join("input").join("b.csv")).expect("a file");
+    growing.write_all(files[1][..40_000].concat().as_bytes()).expect("written");
+    until("some of it is on the topic", || (system.records(&system.topic) > before + 5_000).then_some(()));
+    importer.kill();
+    assert!(!is_done(&system, "b.csv"));
+    growing.write_all(files[1][40_000..].concat().as_bytes()).expect("written");
+    drop(growing);
+    let importer = system.start("importer");
+
+    drop_in(&system, "c.csv", &files[2]);
+    until("a third is applied", || (system.count("transactions") > 100_000 / 3).then_some(()));
+    let [killed, other] = stocks;
+    killed.kill();
+    drop_in(&system, "d.csv", &files[3]);
+    let started_again = system.start("stock");
+
+    until("all files are done", || {
+        ["a", "b", "c", "d"].iter().all(|f| is_done(&system, &format!("{f}.csv"))).then_some(())
+    });
+    system.until_read();
+    until("no sale waits", || (system.count("waiting_sales") == 0 && system.is_read()).then_some(()));
+
+    let (rows, accepted, refused) = receipts(&system);
+    let bad = generated.count(Fate::Bad);
+    assert_eq!((rows, accepted, refused), (100_000, 100_000 - bad, bad));
+
+    let refusals = refusals(&system);
+    check_journal(&system, &generated, &refusals);
+
+    let (code, printed, said) = system.run(&["verify"]);
+    assert_eq!(code, Some(0), "{printed}{said}");
+    let journal = system.count("transactions") as u64;
+    let records = figure(&printed, "records of topic");
+    assert_eq!(records, system.records(&system.topic) as u64);
+    // rows in flight at the kill came twice
+    assert!(records >= accepted && records < accepted + 60_000, "{printed}");
+    assert_eq!(figure(&printed, "in the journal"), journal);
+    assert_eq!(figure(&printed, "waiting (waiting_sales)"), 0);
+    let distinct = refusals.iter().collect::<BTreeSet<_>>().len() as u64;
+    let refused_records = figure(&printed, "refused, each with its reason");
+    assert!(refused_records >= distinct && refused_records <= refusals.len() as u64, "{printed}");
+    assert_eq!(figure(&printed, "duplicates"), records - journal - refused_records);
+    assert!(figure(&printed, "duplicates") >= generated.count(Fate::Duplicate) / 2, "{printed}");
+    assert_eq!(figure(&printed, "refused rows of files"), bad);
+    assert_eq!(figure(&printed, "receipts of files"), 4);
+    for process in [importer, other, started_again] {
+        process.stop();
+    }
+}
+
+/// Rows, accepted and refused, over all receipts.
+fn receipts(system: &System) -> (u64, u64, u64) {
+    let mut sums = (0, 0, 0);
+    for entry in fs::read_dir(system.importer().join("done")).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.to_string_lossy().ends_with(".receipt.json") {
+            let receipt: Value = serde_json::from_slice(&fs::read(path).expect("a receipt")).expect("JSON");
+            let number = |name: &str| receipt[name].as_u64().expect("a number");
+            sums = (sums.0 + number("rows"), sums.1 + number("accepted"), sums.2 + number("refused"));
+        }
+    }
+    sums
+}
+
+/// The journal holds each distinct event once, but for sales that the clock gave up; and the items
+/// are what it sums up to.
+fn check_journal(system: &System, generated: &Generated, refusals: &[(String, String)]) {
+    let journal: Vec<(String, String, i64, i64, i64)> =
+        system.rows("SELECT transaction_id::text, event, store_number, item_number, amount FROM transactions");
+    let given_up: BTreeSet<&str> =
+        refusals.iter().filter(|(class, _)| class != "ConflictingTransaction").map(|(_, id)| id.as_str()).collect();
+    let distinct = generated.distinct();
+    let (mut sums, mut applied) = (BTreeMap::new(), BTreeSet::new());
+    for (id, event, store, item, value) in &journal {
+        let expected = distinct.get(id.as_str()).unwrap_or_else(|| panic!("{id} was never generated"));
+        let row = Row { id: id.clone(), event: event.clone(), card: (*store, *item), value: *value };
+        // after a sale was given up, another one may come with its id
+        assert!(row == **expected || given_up.contains(id.as_str()), "{row:?} is not {expected:?}");
+        assert!(applied.insert(id.as_str()), "{id} is there twice");
+        *sums.entry(row.card).or_insert(0) += if event == "incoming" { expected.value } else { -value };
+    }
+    for (id, row) in &distinct {
+        assert!(applied.contains(id) || given_up.contains(id) && row.event == "sale", "{row:?} is nowhere");
+    }
+    for id in &generated.hopeless {
+        assert!(!applied.contains(id.as_str()) && given_up.contains(id.as_str()), "{id} was hopeless");
+    }
+    let items: Vec<(i64, i64, i64)> = system.rows("SELECT store_id, item_id, amount FROM items");
+    let items: BTreeMap<_, _> = items.into_iter().map(|(store, item, amount)| ((store, item), amount)).collect();
+    assert!(items.values().all(|amount| *amount >= 0));
+    assert_eq!(items, sums);
+    // few are given up while the partitions of the killed process had nobody
+    assert!(applied.len() * 10 > distinct.len() * 9, "{} of {}", applied.len(), distinct.len());
+}
+
+const HEADER: &str = "transaction_id,event_type,date,store_number,item_number,value";
+
+/// A row of store 4; the id is made from the number.
+fn row(number: u32, event: &str, item: u32, value: u32) -> String {
+    format!("00000000-0000-0000-0000-{number:012},{event},2019-04-14T03:47:13Z,4,{item},{value}\n")
+}
+
+#[test]
+fn verify_fails_and_names_what_differs_however_the_tables_are_tampered_with() {
+    let system = System::new(&[("KAFKA_TOPIC_PARTITIONS", "2"), ("STOCK_RETRY_MS", "3600000")]);
+    let rows = [
+        row(1, "incoming", 3, 400),
+        row(2, "sale", 3, 20),
+        row(1, "incoming", 3, 400),
+        row(1, "incoming", 3, 401),
+        row(3, "sale", 9, 5),
+        row(4, "gift", 3, 5),
+        row(5, "incoming", 7, 6),
+        row(6, "incoming", 3, 1),
+    ];
+    fs::write(system.dir.path().join("tiny.csv"), format!("{HEADER}\n{}", rows.concat())).expect("written");
+    assert_eq!(system.run(&["import", "tiny.csv"]).0, Some(1), "one row is refused");
+    let stock = system.start("stock");
+    system.until_read();
+    stock.stop();
+    let (code, printed, said) = system.run(&["verify"]);
+    assert_eq!(code, Some(0), "{printed}{said}");
+    let figures =
+        ["records of topic", "in the journal", "duplicates", "waiting (", "refused, each", "cards", "rows of"];
+    assert_eq!(figures.map(|words| figure(&printed, words)), [7, 4, 1, 1, 1, 2, 1], "{printed}");
+
+    let id = |number: u32| format!("00000000-0000-0000-0000-{number:012}");
+    let spoilt = [
+        ("UPDATE items SET amount = amount + 1 WHERE item_id = 3", "items: 4-3 is 382, the events say 381".to_owned()),
+        ("DELETE FROM items WHERE item_id = 7", "items: 4-7 is missing, the events say 6".into()),
+        (
+            "DELETE FROM transactions WHERE event = 'sale'",
+            format!("sale of {} on 4-3 is nowhere", id(2)),
+        ),
+        (
+            "UPDATE transactions SET amount = 19 WHERE event = 'sale'",
+            format!("transactions: {} has other content than its event", id(2)),
+        ),
+        (
+            "INSERT INTO transactions SELECT '00000000-0000-0000-0000-000000000099', event, timestamp, 4, 7, 1 FROM transactions LIMIT 1",
+            format!("transactions: {} is there, but no event on the topic accounts for it", id(99)),
+        ),
+        ("DELETE FROM waiting_sales", format!("sale of {} on 4-9 is nowhere", id(3))),
+        ("UPDATE waiting_sales SET amount = 4", format!("waiting_sales: {} has other content than its event", id(3))),
+        (
+            "WITH gone AS (DELETE FROM waiting_sales RETURNING *)
+             INSERT INTO transactions SELECT transaction_id, 'sale', timestamp, store_number, item_number, amount FROM gone",
+            format!("transactions: {} on 4-9 is there, but must wait", id(3)),
+        ),
+        (
+            "INSERT INTO outbox (service, topic, payload, headers) VALUES ('stock', 'errors', '{}', '[[\"ce_id\", \"made-up\"]]')",
+            "errors: made-up has no reason".into(),
+        ),
+        (
+            "UPDATE consumer_offsets SET next_offset = next_offset - 1 WHERE next_offset > 0",
+            format!("transactions: {} is there, but no event on the topic accounts for it", id(6)),
+        ),
+    ];
+    for (sql, expected) in spoilt {
+        let copy = system.copy();
+        copy.tamper(sql);
+        let (code, printed, said) = copy.run(&["verify"]);
+        assert_eq!(code, Some(1), "{sql}: {printed}{said}");
+        assert!(printed.contains(&expected), "{sql}: not {expected:?} in {printed}{said}");
+    }
+
+    let receipt = system.importer().join("done").join("x.csv.receipt.json");
+    fs::create_dir_all(system.importer().join("done")).expect("a directory");
+    fs::write(&receipt, r#"{"rows": 3, "accepted": 1, "refused": 1}"#).expect("written");
+    let (code, printed, _) = system.run(&["verify"]);
+    let expected = format!("{}: rows are not accepted + refused", receipt.display());
+    assert!(code == Some(1) && printed.contains(&expected), "{printed}");
+    fs::remove_file(receipt).expect("removed");
+    assert_eq!(system.run(&["verify"]).0, Some(0), "the system itself was not tampered with");
+}

@@ -28,6 +28,18 @@ pub struct System {
     tokio: Runtime,
 }
 
+impl Drop for System {
+    /// A test that fails shows what its processes said last.
+    fn drop(&mut self) {
+        let logs = self.dir.path().read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        for log in logs.filter(|path| thread::panicking() && path.extension().is_some_and(|end| end == "log")) {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let lines: Vec<_> = said.lines().collect();
+            println!("{}:\n{}", log.display(), lines[lines.len().saturating_sub(15)..].join("\n"));
+        }
+    }
+}
+
 /// A service in a process of its own; its log is a file.
 pub struct Process {
     child: Child,

@@ -89,7 +89,7 @@ async fn a_topic_that_was_created_anew_stops_the_service_with_what_to_do() {
     assert_eq!(house.items().await, [(4, 3, 10)]);
 
     // the way out
-    projection::forget(&mut *house.pool.acquire().await.expect("a connection"), "stock", &house.topic)
+    projection::forget(&mut house.pool.acquire().await.expect("a connection"), "stock", &house.topic)
         .await
         .expect("forgotten");
     let service = house.start();

@@ -1,14 +1,15 @@
 //! What verify reads: the refusals on the errors topic, the records of the topic, the tables.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use events::{
     Timestamp,
     dead_letter::header,
     stock::{Card, Movement, StockEvent},
 };
 use futures::TryStreamExt;
+use hashbrown::HashMap;
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -84,8 +85,8 @@ pub(super) struct Errors {
     pub(super) refusals: Refusals,
     /// Ids of sales that were given up.
     pub(super) given_up: Vec<Uuid>,
-    /// Refused rows of files, repeats counted once.
-    pub(super) rows: u64,
+    /// Refused rows by the name of their file, repeats counted once.
+    pub(super) rows: HashMap<String, u64>,
 }
 
 impl Errors {
@@ -122,7 +123,7 @@ impl Errors {
                 }
             }
             Some("importer") => {
-                self.rows += 1;
+                *self.rows.entry_ref(object["file"].as_str().unwrap_or_default()).or_default() += 1;
                 if object["file"].is_null() || object["line"].is_null() || object["byte"].is_null() {
                     differences.add(format!("errors: {id} does not say its file, line and byte"));
                 }
@@ -175,27 +176,4 @@ pub(super) async fn tables(tx: &mut PgConnection, expected: &mut Expected) -> Re
         items += 1;
     }
     Ok((transactions, sales, items))
-}
-
-/// Receipts of finished files: every row was accepted or refused. Returns how many there are.
-pub(super) fn receipts(directory: &Path, differences: &mut Differences) -> Result<u64> {
-    let mut count = 0;
-    for folder in ["done", "rejected"] {
-        let Ok(entries) = directory.join(folder).read_dir() else { continue };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            if !path.to_string_lossy().ends_with(".receipt.json") {
-                continue;
-            }
-            let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-            let receipt: serde_json::Value =
-                serde_json::from_slice(&text).map_err(|error| anyhow!("{}: {error}", path.display()))?;
-            let number = |name: &str| receipt[name].as_u64();
-            match (number("rows"), number("accepted"), number("refused")) {
-                (Some(rows), Some(accepted), Some(refused)) if rows == accepted + refused => {}
-                _ => differences.add(format!("{}: rows are not accepted + refused", path.display())),
-            }
-            count += 1;
-        }
-    }
-    Ok(count)
 }

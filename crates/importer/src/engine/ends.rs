@@ -50,8 +50,8 @@ impl Engine {
                 match import.is_unchanged() {
                     Ok(Some(true)) => {}
                     Ok(Some(false)) => {
-                        import.ending = None;
-                        import.stage = Stage::Reading;
+                        // a packed file can't be gone on with at a byte: it is compared up to there
+                        import.rewind();
                         self.queue.push_back(number);
                         return;
                     }

@@ -1,13 +1,13 @@
 //! A broker that is away, frozen, or says no.
 
-use std::time::Duration;
+use std::{fs::File, io::Write, time::Duration};
 
 use rdkafka::{
     mocking::MockCluster,
     types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 
-use crate::house::{House, csv, read_topic};
+use crate::house::{House, csv, gzip, read_topic, row};
 
 /// A cluster in this process whose answers can be chosen; topics are created by asking for them.
 fn mock() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, House) {
@@ -47,6 +47,27 @@ fn while_the_broker_is_frozen_it_waits_says_so_and_goes_on() {
     let mut numbers = house.numbers();
     numbers.dedup();
     assert_eq!(numbers, (0..300).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_packed_file_that_grows_before_its_last_acknowledgement_is_read_on_where_it_ended() {
+    let root = tempfile::tempdir().expect("a directory");
+    let kafka = sandbox::Kafka::start(root.path()).expect("a Kafka of its own");
+    let mut house = House::at(&kafka.broker());
+    house.start();
+    house.drop_in("a.csv", csv([0]));
+    house.receipt("done", "a.csv");
+    kafka.pause();
+    house.drop_in("b.csv.gz", gzip(csv(1..100)));
+    house.wait_for_log("waiting for Kafka at");
+    let more: String = (100..200).map(|number| row(number) + "\n").collect();
+    let mut file = File::options().append(true).open(house.input("b.csv.gz")).expect("the file");
+    file.write_all(&gzip(more)).expect("written");
+    drop(file);
+    kafka.resume();
+    assert_eq!(house.counts("done", "b.csv.gz"), (199, 199, 0, None));
+    assert_eq!(house.numbers(), (0..200).collect::<Vec<_>>(), "no row twice");
+    assert_eq!(house.errors(), []);
 }
 
 #[test]

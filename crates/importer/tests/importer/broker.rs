@@ -1,6 +1,10 @@
 //! A broker that is away, frozen, or says no.
 
-use std::{fs::File, io::Write, time::Duration};
+use std::{
+    fs::File,
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use rdkafka::{
     mocking::MockCluster,
@@ -68,6 +72,38 @@ fn a_packed_file_that_grows_before_its_last_acknowledgement_is_read_on_where_it_
     assert_eq!(house.counts("done", "b.csv.gz"), (199, 199, 0, None));
     assert_eq!(house.numbers(), (0..200).collect::<Vec<_>>(), "no row twice");
     assert_eq!(house.errors(), []);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let root = tempfile::tempdir().expect("a directory");
+    let kafka = sandbox::Kafka::start(root.path()).expect("a Kafka of its own");
+    let mut house = House::at(&kafka.broker());
+    for (number, (signal, status)) in [(libc::SIGTERM, 143), (libc::SIGINT, 130)].into_iter().enumerate() {
+        house.start();
+        house.drop_in(format!("before{number}.csv"), csv([number]));
+        house.receipt("done", &format!("before{number}.csv"));
+        kafka.pause();
+        // with rows in flight, one signal alone would have it wait for 8 s
+        house.drop_in(format!("held{number}.csv"), csv([10 + number]));
+        let said = |house: &House, text| house.log().matches::<&str>(text).count() > number;
+        house.wait("it to wait", || said(&house, "waiting for Kafka at").then_some(()));
+        let mut importer = house.importer.take().expect("an importer");
+        // SAFETY: signals to our own child
+        let send = |id: u32| unsafe { libc::kill(id as i32, signal) };
+        send(importer.id());
+        house.wait("the first signal", || said(&house, "a second signal ends it at once").then_some(()));
+        let begun = Instant::now();
+        send(importer.id());
+        let ended = importer.wait().expect("its end");
+        assert_eq!(ended.code(), Some(status), "{ended}");
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        kafka.resume();
+    }
+    house.start();
+    for name in ["held0.csv", "held1.csv"] {
+        assert_eq!(house.counts("done", name), (1, 1, 0, None));
+    }
 }
 
 #[test]

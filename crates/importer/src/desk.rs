@@ -17,11 +17,13 @@ pub(crate) const BUFFER: usize = 256 * 1024;
 const SINGLES: u64 = 20_000;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What a chunk stands for: the part of a file from `start` to `mark`.
+/// What a chunk stands for: the part of a file up to `mark`.
 #[derive(Debug, Clone)]
 pub(crate) struct Chunk {
     pub(crate) file: u64,
-    pub(crate) start: u64,
+    /// Where its last line begins: in a chunk of a single record, that one's row. What else is in
+    /// it (blank lines, the rest of a line that is too long) stands before.
+    pub(crate) last_line: u64,
     pub(crate) mark: Mark,
 }
 

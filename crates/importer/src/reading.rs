@@ -158,9 +158,10 @@ impl Reading {
         }
     }
 
-    /// This chunk's records were not taken because of their size.
+    /// The row at this byte was not taken because of its size.
     pub(crate) fn is_oversized(&mut self, byte: u64) {
-        *self.oversized.entry(byte).or_default() += 1;
+        let times = self.oversized.entry(byte).or_default();
+        *times = times.saturating_add(1);
     }
 
     /// Takes one buffer of the file to Kafka. `last`: the file is complete, so that what stands
@@ -212,9 +213,10 @@ impl Reading {
         }
         mark.pass(&desk.buffer[..consumed]);
         mark.inside_long_line = lines.passing_over();
-        let start = std::mem::replace(&mut self.here, mark).byte;
+        let last_line = self.here.byte + lines.start() as u64;
+        self.here = mark;
         if self.replay.is_none() && (consumed > 0 || desk.sender.failed()) {
-            desk.sender.close(Chunk { file: self.id, start, mark: self.here.clone() });
+            desk.sender.close(Chunk { file: self.id, last_line, mark: self.here.clone() });
             self.in_flight += 1;
         }
         if broken && consumed == 0 && step == Step::More {

@@ -73,7 +73,7 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
             tracing::warn!("Kafka did not take everything ({}): it is sent again", recovery.reason);
             thread::sleep(recovery.pause);
             if let Some(chunk) = recovery.oversized {
-                reading.is_oversized(chunk.start);
+                reading.is_oversized(chunk.last_line);
             }
             reading.rewind();
             reading.open(open(path).with_context(|| path.display().to_string())?);

@@ -40,7 +40,7 @@ impl Engine {
                 continue;
             }
             if let Some(chunk) = recovery.oversized.as_ref().filter(|chunk| chunk.file == *number) {
-                import.reading.is_oversized(chunk.start);
+                import.reading.is_oversized(chunk.last_line);
             }
             if import.stage != Stage::Reading {
                 self.queue.push_back(*number);

@@ -5,6 +5,12 @@
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+/// A dead letter must fit where its record did, though JSON and base64 make bytes more: of a record
+/// beyond this size only the beginning is in it, and the whole is where the headers say.
+const WHOLE: usize = 64 << 10;
+/// The longest reason, in bytes.
+const LONGEST_REASON: usize = 2_000;
+
 /// Why something is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -73,10 +79,11 @@ impl DeadLetter {
     /// The refusal of a record: its own fields and `error`; `raw` where it is not a JSON object.
     pub fn of_record(place: RecordPlace<'_>, key: Option<&[u8]>, payload: &[u8], refusal: &Refusal) -> DeadLetter {
         let mut object = match serde_json::from_slice(payload) {
-            Ok(Value::Object(object)) => object,
+            Ok(Value::Object(object)) if payload.len() <= WHOLE => object,
             _ => raw(payload),
         };
-        object.insert("error".into(), refusal.error.as_str().into());
+        let error = shortened(&refusal.error);
+        object.insert("error".into(), error.as_str().into());
         let RecordPlace { service, topic, partition, offset } = place;
         // a topic made anew has other records at the same offsets
         let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, payload).to_string();
@@ -89,7 +96,7 @@ impl DeadLetter {
                 (header::OFFSET, offset.to_string()),
                 (header::CONNECTOR, service.to_owned()),
                 (header::CLASS, refusal.class.to_owned()),
-                (header::MESSAGE, refusal.error.clone()),
+                (header::MESSAGE, error),
                 (header::ID, id(&[service, topic, &partition.to_string(), &offset.to_string(), &content])),
             ],
         }
@@ -124,9 +131,22 @@ impl DeadLetter {
     }
 }
 
-/// `{"raw": ...}`: the bytes as text, and whole in base64 where they are not UTF-8.
+fn shortened(error: &str) -> String {
+    match error.char_indices().find(|(at, _)| *at >= LONGEST_REASON) {
+        Some((at, _)) => format!("{}...", &error[..at]),
+        None => error.to_owned(),
+    }
+}
+
+/// `{"raw": ...}`: the bytes as text, and in base64 where they are not UTF-8; of many bytes the
+/// beginning, and `raw_bytes`, how many there are.
 fn raw(bytes: &[u8]) -> Map<String, Value> {
     let mut object = Map::new();
+    let all = bytes.len();
+    let bytes = &bytes[..all.min(WHOLE)];
+    if all > WHOLE {
+        object.insert("raw_bytes".into(), all.into());
+    }
     object.insert("raw".into(), String::from_utf8_lossy(bytes).into());
     if std::str::from_utf8(bytes).is_err() {
         object.insert("raw_base64".into(), base64(bytes).into());

@@ -59,11 +59,12 @@ impl Kind {
                 json!({"type": "string", "pattern": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"})
             }
             Kind::OneOf(words) => json!({"type": "string", "enum": words}),
-            // `format` knows the days of each month; the pattern refuses leap seconds
+            // `format` knows the days of each month; the pattern refuses leap seconds, and years from
+            // which an offset may lead out of the four digits
             Kind::DateTime => json!({
                 "type": "string",
                 "format": "date-time",
-                "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-5][0-9](\\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$",
+                "pattern": "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-5][0-9](\\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$",
             }),
             Kind::Whole { min, max } => json!({"type": "string", "pattern": whole_pattern(*min, *max)}),
         }

@@ -129,7 +129,7 @@ pub fn is_blank(line: &[u8]) -> bool {
 }
 
 /// A value in quotes, shortened to what a sentence can carry.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((at, _)) => format!("{:?}...", &text[..at]),
         None => format!("{text:?}"),

@@ -120,7 +120,7 @@ impl StockEvent {
         let bad = |column: usize, found: &str| {
             let column = &EVENT_TYPE.columns[column];
             let why = column.kind.check(found.as_bytes()).err().unwrap_or_else(|| "is not valid".into());
-            refuse(format!("{}: {found:?} {why}", column.name))
+            refuse(format!("{}: {} {why}", column.name, crate::row::shown(found)))
         };
         let transaction_id = wire.transaction_id.trim();
         let date = wire.date.trim();

@@ -8,6 +8,10 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 
+/// 0000-01-01T00:00:00Z and 10000-01-01T00:00:00Z, in microseconds since 1970.
+const YEAR_0: i64 = -62_167_219_200_000_000;
+const YEAR_10000: i64 = 253_402_300_800_000_000;
+
 /// Why a text is not an instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotATimestamp {
@@ -18,8 +22,9 @@ pub enum NotATimestamp {
 }
 
 impl Timestamp {
-    /// Reads RFC 3339 with an offset, years 0000 to 9999. Leap seconds (`:60`) are refused:
-    /// neither Postgres nor this type can hold them. Digits beyond microseconds are dropped.
+    /// Reads RFC 3339 with an offset, years 0001 to 9998, so that no offset leads out of the four
+    /// digits of a year. Leap seconds (`:60`) are refused: neither Postgres nor this type can hold
+    /// them. Digits beyond microseconds are dropped.
     pub fn parse(text: &[u8]) -> Result<Timestamp, NotATimestamp> {
         use NotATimestamp::{Malformed, NoOffset};
         let number = |from: usize, to: usize| -> Result<i64, NotATimestamp> {
@@ -36,7 +41,13 @@ impl Timestamp {
         for (at, expected) in [(4, "-"), (7, "-"), (10, "Tt"), (13, ":"), (16, ":")] {
             is(at, expected.as_bytes())?;
         }
-        if day < 1 || day > days_in_month(year, month) || hour > 23 || minute > 59 || second > 59 {
+        if !(1..=9_998).contains(&year)
+            || day < 1
+            || day > days_in_month(year, month)
+            || hour > 23
+            || minute > 59
+            || second > 59
+        {
             return Err(Malformed);
         }
         let mut at = 19;
@@ -80,9 +91,10 @@ impl From<OffsetDateTime> for Timestamp {
 }
 
 impl From<Timestamp> for OffsetDateTime {
-    /// Years 0000 to 9999, which is all that [`Timestamp::parse`] reads; beyond them, 1970.
+    /// Years 0000 to 9999, more than [`Timestamp::parse`] reads; beyond them, the nearest of these.
     fn from(timestamp: Timestamp) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp_nanos(i128::from(timestamp.0) * 1_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+        let micros = timestamp.0.clamp(YEAR_0, YEAR_10000 - 1);
+        OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 }
 
@@ -134,6 +146,8 @@ mod tests {
             "2019-04-14T03:47:60Z",
             "2019-04-14T03:47:13+0200",
             "2019-04-14T03:47:13Zz",
+            "9999-12-31T23:59:59-00:01",
+            "0000-01-01T00:00:00+01:00",
             "2019-04-14T03:47:13.Z",
             "2019-13-14T03:47:13Z",
         ] {
@@ -143,13 +157,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_what_the_time_crate_writes_and_back(micros in -62_167_219_200_000_000_i64..253_402_300_800_000_000) {
+        fn it_reads_what_the_time_crate_writes_and_back(micros in -62_135_596_800_000_000_i64..253_370_764_800_000_000) {
             let text = Timestamp(micros).to_string();
             prop_assert_eq!(Timestamp::parse(text.as_bytes()), Ok(Timestamp(micros)));
         }
 
         #[test]
-        fn it_agrees_with_the_time_crate(text in "(19|20|00)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|z|[+-][0-2][0-9]:[0-5][0-9])") {
+        fn it_agrees_with_the_time_crate(text in "(19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|z|[+-][0-2][0-9]:[0-5][0-9])") {
             let theirs = OffsetDateTime::parse(&text, &Rfc3339).ok().map(Timestamp::from_floor);
             prop_assert_eq!(Timestamp::parse(text.as_bytes()).ok(), theirs);
         }

@@ -171,7 +171,7 @@ fn a_record_comes_back_with_all_of_its_fields_and_where_it_stood() {
         ),
         (
             "ce_id",
-            "3b2db251-25c0-5beb-84b8-0eb43a1ca8d1",
+            "0993c8b7-8001-5549-a61c-93611cb9f8e5",
         ),
     ],
 )

@@ -1,7 +1,10 @@
 //! One partition's batches into Postgres: a transaction each, retried, bisected, fenced.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -28,6 +31,54 @@ pub(crate) struct Shared<P> {
     pub(crate) transactions: Semaphore,
     /// Tells the relay that there is something to publish.
     pub(crate) said: Arc<Notify>,
+    /// Workers whose transactions fail now.
+    pub(crate) troubled: Arc<AtomicUsize>,
+}
+
+/// A worker's failures in a row. While any worker has some, Postgres is not well.
+pub(crate) struct Trouble {
+    pauses: u32,
+    troubled: Arc<AtomicUsize>,
+}
+
+impl Trouble {
+    pub(crate) fn none(troubled: &Arc<AtomicUsize>) -> Trouble {
+        Trouble { pauses: 0, troubled: Arc::clone(troubled) }
+    }
+
+    /// The last transaction went well.
+    pub(crate) fn over(&mut self, health: &Health) {
+        self.end();
+        if self.troubled.load(Ordering::Relaxed) == 0 {
+            health.well("postgres");
+        }
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        if self.pauses == 0 {
+            self.troubled.fetch_add(1, Ordering::Relaxed);
+        }
+        let pause = FIRST_PAUSE * 2_u32.pow(self.pauses.min(10));
+        self.pauses += 1;
+        pause.min(LONGEST_PAUSE)
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.pauses) > 0 {
+            self.troubled.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Trouble {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A connection that is gone without a word would otherwise be waited for without end.
+pub(crate) fn no_answer() -> ApplyError {
+    ApplyError::Transient(anyhow::anyhow!("no answer in {ANSWER:?}"))
 }
 
 /// How applying a batch ended.
@@ -43,6 +94,8 @@ pub(crate) enum Applied {
 
 /// Attempts at once after [`ApplyError::Stale`]; then with a pause.
 const AT_ONCE: u32 = 10;
+/// How long a transaction may take.
+pub(crate) const ANSWER: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -55,7 +108,6 @@ impl<P: Projection> Shared<P> {
 
     /// What was committed is logged, counted, and published.
     pub(crate) fn committed(&self, outcome: P::Outcome, began: Instant, letters: usize) {
-        self.health.well("postgres");
         if letters > 0 {
             self.said.notify_one();
         }
@@ -63,10 +115,9 @@ impl<P: Projection> Shared<P> {
     }
 
     /// Says what is wrong and waits, longer each time. False: asked to stop meanwhile.
-    pub(crate) async fn pause(&self, error: &anyhow::Error, pauses: &mut u32, stop: &CancellationToken) -> bool {
+    pub(crate) async fn pause(&self, error: &anyhow::Error, trouble: &mut Trouble, stop: &CancellationToken) -> bool {
         self.health.ill("postgres", format!("trying again: {error:#}"));
-        let pause = (FIRST_PAUSE * 2_u32.pow((*pauses).min(10))).min(LONGEST_PAUSE);
-        *pauses += 1;
+        let pause = trouble.next_pause();
         tokio::select! {
             () = tokio::time::sleep(pause) => true,
             () = stop.cancelled() => false,
@@ -92,11 +143,14 @@ impl<P: Projection> Applier<P> {
     /// Applies a whole buffer: in one transaction, or in several when a record in it is at fault.
     pub(crate) async fn apply(&mut self, buffer: &Buffer<P::Event>, stop: &CancellationToken) -> Result<Applied> {
         let mut runs = vec![buffer.whole()];
-        let (mut attempt, mut pauses) = (0, 0);
+        let mut attempt = 0;
+        let mut trouble = Trouble::none(&self.shared.troubled);
         while let Some(run) = runs.pop() {
-            match self.transaction(buffer, &run, attempt).await {
+            let transaction = tokio::time::timeout(ANSWER, self.transaction(buffer, &run, attempt));
+            match transaction.await.unwrap_or_else(|_| Err(no_answer())) {
                 Ok(true) => {
-                    (attempt, pauses) = (0, 0);
+                    attempt = 0;
+                    trouble.over(&self.shared.health);
                     continue;
                 }
                 Ok(false) => return Ok(Applied::Fenced),
@@ -104,12 +158,12 @@ impl<P: Projection> Applier<P> {
                 Err(ApplyError::Stale) if attempt < AT_ONCE => attempt += 1,
                 Err(error @ ApplyError::Stale) => {
                     attempt += 1;
-                    if !self.shared.pause(&error.into(), &mut pauses, stop).await {
+                    if !self.shared.pause(&error.into(), &mut trouble, stop).await {
                         return Ok(Applied::Stopped);
                     }
                 }
                 Err(ApplyError::Transient(error)) => {
-                    if !self.shared.pause(&error, &mut pauses, stop).await {
+                    if !self.shared.pause(&error, &mut trouble, stop).await {
                         return Ok(Applied::Stopped);
                     }
                 }
@@ -130,7 +184,7 @@ impl<P: Projection> Applier<P> {
                             Ok(true) => continue,
                             Ok(false) => return Ok(Applied::Fenced),
                             Err(error) => {
-                                if !self.shared.pause(&error.into(), &mut pauses, stop).await {
+                                if !self.shared.pause(&error.into(), &mut trouble, stop).await {
                                     return Ok(Applied::Stopped);
                                 }
                             }

@@ -4,8 +4,8 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        Arc,
+        atomic::{AtomicI64, Ordering},
         mpsc::{self, Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -13,10 +13,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rdkafka::{
-    ClientContext, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext},
+    Offset, TopicPartitionList,
+    consumer::{BaseConsumer, CommitMode, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
-    types::RDKafkaRespErr,
 };
 use runtime::kafka::{TIMEOUT, topic_identity};
 use tokio_util::sync::CancellationToken;
@@ -24,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Projection,
     apply::Applied,
+    group::{Change, Context, Partition},
     identity, offsets,
-    worker::{Partition, Report, Work, Worker},
+    worker::{Report, Work, Worker},
 };
 
 const POLL: Duration = Duration::from_millis(50);
@@ -34,37 +34,6 @@ const CHECK: Duration = Duration::from_secs(5);
 
 /// How long the broker may take to hear that we leave.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-enum Change {
-    Assigned(Vec<Partition>),
-    Revoked(Vec<Partition>),
-}
-
-/// Takes down what the group decides; the consumer's thread acts on it.
-#[derive(Default)]
-pub(crate) struct Context {
-    changes: Mutex<Vec<Change>>,
-    closing: AtomicBool,
-}
-
-impl ClientContext for Context {}
-
-impl ConsumerContext for Context {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
-        let list = partitions.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
-        let change = match kind {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Change::Assigned(list),
-            _ if self.closing.load(Ordering::Relaxed) => {
-                if let Err(error) = consumer.incremental_unassign(partitions) {
-                    tracing::debug!("leaving the group: {error}");
-                }
-                return;
-            }
-            _ => Change::Revoked(list),
-        };
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);
-    }
-}
 
 pub(crate) struct Assignment<P: Projection> {
     pub(crate) consumer: Arc<BaseConsumer<Context>>,
@@ -88,7 +57,7 @@ impl<P: Projection> Assignment<P> {
 
     /// Leaves the group. A broker that is away need not hear of it: it will notice.
     fn leave(self) {
-        self.consumer.context().closing.store(true, Ordering::Relaxed);
+        self.consumer.context().close();
         let (left, leaving) = mpsc::channel::<()>();
         let consumer = self.consumer;
         let leave = move || {
@@ -115,9 +84,7 @@ impl<P: Projection> Assignment<P> {
                 }
                 Some(Err(error)) => self.consumer_error(&error)?,
             }
-            let changes =
-                std::mem::take(&mut *self.consumer.context().changes.lock().unwrap_or_else(PoisonError::into_inner));
-            for change in changes {
+            for change in self.consumer.context().take_changes() {
                 match change {
                     Change::Assigned(partitions) => self.assign(partitions)?,
                     Change::Revoked(partitions) => self.revoke(&partitions),
@@ -199,8 +166,17 @@ impl<P: Projection> Assignment<P> {
                 let worker = Worker::start(&self.work, partition.clone(), queue, next_offset)?;
                 self.workers.insert(partition.clone(), worker);
             }
-            // it is not ours any more: the group will tell
-            Err(error) => tracing::warn!("{} partition {}: {error}", partition.0, partition.1),
+            Err(error) => {
+                // it is not ours any more, and the group is about to tell; or nobody would read it
+                let ours = self.consumer.assignment()?.find_partition(&partition.0, partition.1).is_some();
+                if ours {
+                    bail!(
+                        "{} partition {} cannot be read on from offset {next_offset}: {error}",
+                        partition.0,
+                        partition.1
+                    );
+                }
+            }
         }
         Ok(())
     }
@@ -245,23 +221,44 @@ impl<P: Projection> Assignment<P> {
 
     /// Every few seconds: the group learns our offsets, metrics the lag, and the topic is looked
     /// at, since one that is deleted and made anew under us keeps its name.
-    fn check(&self) -> Result<()> {
+    fn check(&mut self) -> Result<()> {
         self.tell_group(&self.offsets_of_workers());
-        for (partition, worker) in &self.workers {
-            let next_offset = worker.next_offset.load(Ordering::Relaxed);
-            let now = match self.look(partition) {
+        for (partition, next_offset) in self.offsets_of_workers() {
+            if self.shutdown.is_cancelled() {
+                return Ok(());
+            }
+            // before Postgres is asked: what is committed meanwhile only makes its answer larger
+            let believed = next_offset.load(Ordering::Relaxed);
+            let now = match self.look(&partition) {
                 Ok(now) => now,
                 Err(error) => {
                     self.work.shared.health.ill("kafka", format!("waiting: {error:#}"));
                     return Ok(());
                 }
             };
-            lag::<P>(partition).set((now.high - next_offset) as f64);
-            let begin =
-                offsets::begin(&self.work.shared.pool, P::SERVICE, (&partition.0, partition.1), now.low, &now.identity);
-            // a database that is away is the workers' to report
-            let Ok(position) = self.in_time(begin) else { return Ok(()) };
+            let source = (partition.0.as_str(), partition.1);
+            let begin = offsets::begin(&self.work.shared.pool, P::SERVICE, source, now.low, &now.identity);
+            let position = match self.in_time(begin) {
+                Ok(position) => position,
+                Err(error) => {
+                    self.work.shared.health.ill("postgres", format!("waiting: {error:#}"));
+                    return Ok(());
+                }
+            };
+            lag::<P>(&partition).set((now.high - position.next_offset) as f64);
             identity::check(&position, &identity::Partition { low: now.low.min(position.next_offset), ..now })?;
+            if position.next_offset < believed {
+                tracing::warn!(
+                    "{} partition {}: Postgres was set back from offset {believed} to {}; reading that part again",
+                    partition.0,
+                    partition.1,
+                    position.next_offset
+                );
+                self.restart(&partition)?;
+            }
+        }
+        if self.work.shared.troubled.load(Ordering::Relaxed) == 0 {
+            self.work.shared.health.well("postgres");
         }
         Ok(())
     }
@@ -288,7 +285,7 @@ impl<P: Projection> Assignment<P> {
     }
 
     /// Errors that pass are said; those that don't, stop the service.
-    fn consumer_error(&self, error: &KafkaError) -> Result<()> {
+    fn consumer_error(&mut self, error: &KafkaError) -> Result<()> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
             Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {

@@ -7,6 +7,7 @@ mod apply;
 mod assignment;
 mod batch;
 mod error;
+mod group;
 mod identity;
 mod offsets;
 mod outbox;

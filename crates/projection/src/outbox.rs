@@ -12,7 +12,7 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
     types::RDKafkaErrorCode,
 };
-use runtime::health::Health;
+use runtime::{KafkaSettings, health::Health, kafka};
 use sqlx::{PgConnection, PgPool, Row};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +68,7 @@ struct Message {
 pub(crate) struct Relay {
     pub(crate) service: &'static str,
     pub(crate) pool: PgPool,
+    pub(crate) kafka: KafkaSettings,
     pub(crate) producer: ClientConfig,
     pub(crate) health: Health,
 }
@@ -76,7 +77,7 @@ impl Relay {
     /// Works until shutdown; `wake` tells that a batch has left something. What is not published by
     /// then is still in the table.
     pub(crate) async fn run(self, wake: std::sync::Arc<Notify>, shutdown: CancellationToken) -> Result<()> {
-        let producer: FutureProducer = self.producer.create().context("Kafka settings")?;
+        let mut producer: FutureProducer = self.producer.create().context("Kafka settings")?;
         let holder = Uuid::new_v4();
         loop {
             let round = tokio::select! {
@@ -86,7 +87,13 @@ impl Relay {
             match round {
                 Ok(AT_A_TIME..) => continue,
                 Ok(_) => self.health.well("outbox"),
-                Err(error) => self.health.ill("outbox", format!("publishing refusals is held up: {error:#}")),
+                Err(error) => {
+                    self.health.ill("outbox", format!("publishing refusals is held up: {error:#}"));
+                    // its topic may be gone, and a producer may be of no use after an error
+                    let topics = [self.kafka.errors_topic.as_str()];
+                    kafka::ensure_topics(&self.kafka, &topics, &self.health, &shutdown).await?;
+                    producer = self.producer.create().context("Kafka settings")?;
+                }
             }
             tokio::select! {
                 () = wake.notified() => {}
@@ -106,21 +113,30 @@ impl Relay {
     /// Claims, publishes, deletes; returns how many messages it was.
     async fn round(&self, producer: &FutureProducer, holder: Uuid) -> Result<i64> {
         let messages = self.claim(holder).await.context("Postgres")?;
-        let mut acknowledgements = Vec::with_capacity(messages.len());
+        let mut sent = Vec::with_capacity(messages.len());
         for message in &messages {
-            acknowledgements.push(send(producer, message).await?);
+            sent.push((message.id, send(producer, message).await));
         }
-        for (acknowledgement, message) in acknowledgements.into_iter().zip(&messages) {
-            if let Err((error, _)) = acknowledgement.await.context("the producer is gone")? {
-                bail!("message {} for topic {}: {error}", message.id, message.topic);
+        // what is acknowledged is done, whatever became of the others
+        let (mut done, mut failed) = (Vec::new(), None);
+        for (id, acknowledgement) in sent {
+            let acknowledged = match acknowledgement {
+                Ok(acknowledgement) => acknowledgement
+                    .await
+                    .context("the producer is gone")
+                    .and_then(|acknowledged| acknowledged.map(|_| ()).map_err(|(error, _)| error.into())),
+                Err(error) => Err(error),
+            };
+            match acknowledged {
+                Ok(()) => done.push(id),
+                Err(error) => failed = failed.or(Some(error.context(format!("message {id} of the outbox")))),
             }
         }
-        let ids: Vec<_> = messages.iter().map(|message| message.id).collect();
-        if !ids.is_empty() {
-            sqlx::query("DELETE FROM outbox WHERE id = ANY($1)").bind(&ids).execute(&self.pool).await?;
-            metrics::counter!("onhand_outbox_published_total", "service" => self.service).increment(ids.len() as u64);
+        if !done.is_empty() {
+            sqlx::query("DELETE FROM outbox WHERE id = ANY($1)").bind(&done).execute(&self.pool).await?;
+            metrics::counter!("onhand_outbox_published_total", "service" => self.service).increment(done.len() as u64);
         }
-        Ok(ids.len() as i64)
+        failed.map_or(Ok(done.len() as i64), Err)
     }
 
     /// The next messages, if this process is (or now becomes) the one that publishes. Commits of
@@ -182,7 +198,7 @@ async fn send(producer: &FutureProducer, message: &Message) -> Result<rdkafka::p
                 record = back;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-            Err((error, _)) => bail!("message {} for topic {}: {error}", message.id, message.topic),
+            Err((error, _)) => bail!("topic {}: {error}", message.topic),
         }
     }
 }

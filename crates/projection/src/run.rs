@@ -15,14 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Projection,
-    apply::Shared,
-    assignment::{Assignment, Context},
-    outbox::Relay,
-    timer,
-    worker::Work,
-};
+use crate::{Projection, apply::Shared, assignment::Assignment, group::Context, outbox::Relay, timer, worker::Work};
 
 /// What a service runs on.
 #[derive(Debug, Clone)]
@@ -60,6 +53,7 @@ pub async fn run<P: Projection>(
         errors_topic: settings.kafka.errors_topic.clone(),
         transactions: Semaphore::new(settings.transactions),
         said: Arc::new(Notify::new()),
+        troubled: Arc::new(AtomicUsize::new(0)),
     });
     let (sender, reports) = mpsc::channel();
     let work = Arc::new(Work {
@@ -93,7 +87,7 @@ pub async fn run<P: Projection>(
     });
     tasks.spawn("timed work", timer::run(Arc::clone(&shared), shutdown.clone()));
     let producer = kafka::producer(&settings.kafka, P::SERVICE);
-    let relay = Relay { service: P::SERVICE, pool, producer, health };
+    let relay = Relay { service: P::SERVICE, pool, kafka: settings.kafka, producer, health };
     tasks.spawn("publishing refusals", relay.run(Arc::clone(&shared.said), shutdown));
     tasks.join().await
 }

@@ -1,14 +1,20 @@
 //! Timed work: a service's `due` is called when its time has come.
 
-use std::{sync::Arc, time::Duration};
-
-use std::time::Instant;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use events::Timestamp;
 use tokio_util::sync::CancellationToken;
 
-use crate::{ApplyError, Projection, apply::Shared, outbox, worker::PATIENCE};
+use crate::{
+    ApplyError, Projection,
+    apply::{ANSWER, Shared, Trouble, no_answer},
+    outbox,
+    worker::PATIENCE,
+};
 
 /// How often to look without being told of anything due: other processes may have left work.
 const LOOK: Duration = Duration::from_secs(1);
@@ -16,11 +22,11 @@ const LOOK: Duration = Duration::from_secs(1);
 const SHORTEST: Duration = Duration::from_millis(20);
 
 pub(crate) async fn run<P: Projection>(shared: Arc<Shared<P>>, shutdown: CancellationToken) -> Result<()> {
-    let mut pauses = 0;
+    let mut trouble = Trouble::none(&shared.troubled);
     while !shutdown.is_cancelled() {
         let ended = tokio::select! {
             biased;
-            ended = transaction(&shared) => ended,
+            ended = tokio::time::timeout(ANSWER, transaction(&shared)) => ended.unwrap_or_else(|_| Err(no_answer())),
             () = too_late(&shutdown) => {
                 tracing::warn!("timed work did not end in {PATIENCE:?} and is abandoned");
                 break;
@@ -28,16 +34,19 @@ pub(crate) async fn run<P: Projection>(shared: Arc<Shared<P>>, shutdown: Cancell
         };
         let next = match ended {
             Ok(next) => next,
-            Err(ApplyError::Stale) => continue,
+            Err(ApplyError::Stale) => {
+                tokio::time::sleep(SHORTEST).await;
+                continue;
+            }
             Err(ApplyError::Fatal(error)) => return Err(error),
             Err(ApplyError::Transient(error) | ApplyError::Batch(error)) => {
-                if !shared.pause(&error, &mut pauses, &shutdown).await {
+                if !shared.pause(&error, &mut trouble, &shutdown).await {
                     break;
                 }
                 continue;
             }
         };
-        pauses = 0;
+        trouble.over(&shared.health);
         let wait = next.map_or(LOOK, |next| {
             Duration::from_micros(next.0.saturating_sub(shared.now().0).max(0) as u64).clamp(SHORTEST, LOOK)
         });

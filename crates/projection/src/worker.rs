@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Projection,
     apply::{Applied, Applier, Shared},
-    assignment::Context,
     batch::{Buffer, Received},
+    group::{Context, Partition},
 };
 
 /// How long the first record of a batch may wait for others.
@@ -30,7 +30,7 @@ const LINGER: Duration = Duration::from_millis(5);
 /// Bytes of memory that the buffers of all partitions of a process may take together.
 const BUFFERS: usize = 20 << 20;
 /// How long what is asked to stop may take over the transaction in hand.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(6);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(4);
 
 /// What a worker tells the consumer's thread.
 pub(crate) enum Report {
@@ -39,9 +39,6 @@ pub(crate) enum Report {
     /// Fetching met an error.
     Fetch(KafkaError),
 }
-
-/// A partition of a topic.
-pub(crate) type Partition = (String, i32);
 
 /// What is the same for all workers.
 pub(crate) struct Work<P> {

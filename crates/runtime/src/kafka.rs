@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{KafkaSettings, health::Health};
 
 /// How long one question to the broker may take.
-pub const TIMEOUT: Duration = Duration::from_secs(5);
+pub const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What every client has in common.
 pub fn client(settings: &KafkaSettings, name: &str) -> ClientConfig {

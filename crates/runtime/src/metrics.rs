@@ -14,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Environment, health::Health};
 
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// `METRICS_ADDRESS`; unset means no server.
 pub fn address(env: &mut Environment) -> Option<SocketAddr> {
     let text = env.text("METRICS_ADDRESS")?;
@@ -29,6 +31,14 @@ pub fn address(env: &mut Environment) -> Option<SocketAddr> {
 /// Serves metrics and health until shutdown.
 pub async fn serve(address: SocketAddr, health: Health, shutdown: CancellationToken) -> Result<()> {
     let handle = recorder()?;
+    let (upkeep, stop) = (handle.clone(), shutdown.clone());
+    // histograms grow until they are looked at, and nobody may look
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            upkeep.run_upkeep();
+        }
+    }));
     let app = Router::new()
         .route("/metrics", get(move || async move { handle.render() }))
         .route("/health", get(move || async move { report(&health) }));

@@ -10,6 +10,7 @@ use events::{
 use hashbrown::{HashMap, HashSet};
 use projection::{ApplyError, Batch, Decoded, Due, Projection, Said};
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::{
     copy,
@@ -70,13 +71,17 @@ impl Projection for StockProjection {
     ) -> Result<Said<Outcome>, ApplyError> {
         let events = || batch.events.iter().map(|record| &record.event);
         memory.read_items(tx, events()).await?;
+        let waiting = store::waiting(tx, events()).await?;
+        let mut applied = HashSet::new();
+        if attempt > 0 || memory.careful > 0 {
+            let ids = events().map(|event| event.transaction_id);
+            applied = memory.read_applied(tx, ids.chain(waiting.iter().map(|row| row.sale.transaction_id))).await?;
+        }
         let mut waiting_rows = HashMap::new();
-        for row in store::waiting(tx, events()).await? {
+        // one that was applied by way of another partition meanwhile is the clock's to take out
+        for row in waiting.iter().filter(|row| !applied.contains(&row.sale.transaction_id)) {
             waiting_rows.insert(row.sale.transaction_id, row.id);
             memory.ledger.set_waiting(row.sale);
-        }
-        if attempt > 0 || memory.careful > 0 {
-            memory.read_applied(tx, events()).await?;
         }
 
         let mut outcome = Outcome::default();
@@ -111,6 +116,12 @@ impl Projection for StockProjection {
         }
         parked.retain(|parked| !unparked.contains(&parked.sale.transaction_id));
 
+        // what waits is not copied to the journal, where a known id would show
+        let ids: Vec<_> = parked.iter().map(|parked| parked.sale.transaction_id).collect();
+        if !ids.is_empty() && applied.is_empty() && !store::applied(tx, &ids).await?.is_empty() {
+            return Err(ApplyError::Stale);
+        }
+
         // first the waiting sales, then the items: the same order as in `due`, against deadlocks
         store::remove_waiting(tx, &removed).await?;
         memory.write_items(tx).await?;
@@ -120,7 +131,7 @@ impl Projection for StockProjection {
         // in the order of its key, the index is built with 40 % less work: neighbours meet on a page
         journal.sort_unstable_by_key(|event| event.transaction_id);
         copy::copy_journal(tx, &journal, &mut memory.buffer).await.map_err(known)?;
-        memory.settle();
+        memory.ledger.settle();
         Ok(Said { dead_letters: letters, outcome })
     }
 
@@ -145,7 +156,7 @@ impl StockProjection {
         let mut memory = Memory::default();
         let sales = || due.iter().map(|row| &row.waiting.sale);
         memory.read_items(tx, sales()).await?;
-        memory.read_applied(tx, sales()).await?;
+        memory.read_applied(tx, sales().map(|sale| sale.transaction_id)).await?;
         let mut outcome = Outcome::default();
         let (mut journal, mut letters) = (Vec::new(), Vec::new());
         let (mut removed, mut postponed) = (Vec::new(), Vec::new());
@@ -210,18 +221,17 @@ impl Memory {
     }
 
     /// Looks up which of the ids are in the journal. When some are, more are likely to come.
-    async fn read_applied<'a>(
+    async fn read_applied(
         &mut self,
         tx: &mut PgConnection,
-        events: impl Iterator<Item = &'a StockEvent>,
-    ) -> sqlx::Result<()> {
-        let ids: Vec<_> = events.map(|event| event.transaction_id).collect();
-        let applied = store::applied(tx, &ids).await?;
+        ids: impl Iterator<Item = Uuid>,
+    ) -> sqlx::Result<HashSet<Uuid>> {
+        let applied = store::applied(tx, &ids.collect::<Vec<_>>()).await?;
         self.careful = if applied.is_empty() { self.careful.saturating_sub(1) } else { CAREFUL };
         for event in &applied {
             self.ledger.set_applied(event);
         }
-        Ok(())
+        Ok(applied.iter().map(|event| event.transaction_id).collect())
     }
 
     async fn write_items(&mut self, tx: &mut PgConnection) -> Result<(), ApplyError> {
@@ -240,10 +250,6 @@ impl Memory {
             self.rows.extend(created.iter().map(|(card, _)| *card).zip(ids));
         }
         store::set_amounts(tx, amounts).await
-    }
-
-    fn settle(&mut self) {
-        self.ledger.settle();
     }
 }
 

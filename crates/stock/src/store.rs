@@ -86,9 +86,11 @@ pub(crate) async fn waiting<'a>(
     let (stores, items) = columns(events.clone().map(|event| &event.card));
     let ids: Vec<_> = events.map(|event| event.transaction_id).collect();
     let some = format!(
-        "SELECT {COLUMNS} FROM waiting_sales
-         WHERE (store_number, item_number) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[]))
-            OR transaction_id IN (SELECT unnest($3::uuid[]))
+        "SELECT {COLUMNS} FROM waiting_sales WHERE id IN (
+             SELECT w.id FROM unnest($1::bigint[], $2::bigint[]) AS c (store, item)
+             JOIN waiting_sales w ON w.store_number = c.store AND w.item_number = c.item
+             UNION
+             SELECT w.id FROM unnest($3::uuid[]) AS c (transaction_id) JOIN waiting_sales w USING (transaction_id))
          ORDER BY id"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(some)).bind(stores).bind(items).bind(ids).fetch_all(tx).await?;
@@ -205,7 +207,7 @@ pub(crate) async fn due(tx: &mut PgConnection, now: Timestamp, limit: i64) -> sq
     let rows = sqlx::query(
         "SELECT id, transaction_id, timestamp, store_number, item_number, amount,
                 tries, topic, partition, record_offset, key, payload
-         FROM waiting_sales WHERE next_try_at <= $1 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED",
+         FROM waiting_sales WHERE next_try_at <= $1 ORDER BY next_try_at, id LIMIT $2 FOR UPDATE SKIP LOCKED",
     )
     .bind(OffsetDateTime::from(now))
     .bind(limit)

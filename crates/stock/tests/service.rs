@@ -146,3 +146,47 @@ async fn cards_whose_records_are_in_several_partitions_are_counted_once_all_the_
         service.stop().await.expect("a clean stop");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_of_a_sale_is_a_duplicate_also_when_it_would_not_fit_any_more() {
+    let house = House::new(1, &[("STOCK_RETRY_MS", "600000")]).await;
+    let service = house.start();
+    house.send(&[event(1, Incoming, 3, 5), event(2, Sale, 3, 5)]);
+    house.until_read().await;
+    // alone in its batch: nothing else says that ids are known
+    house.send(&[event(2, Sale, 3, 5)]);
+    house.until_read().await;
+    assert_eq!(house.count("waiting_sales").await, 0);
+    house.send(&[event(3, Incoming, 3, 7)]);
+    house.until_read().await;
+    assert_eq!((house.items().await, house.count("transactions").await), (vec![(4, 3, 7)], 3));
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_record_that_is_no_event_is_refused_by_its_beginning_and_holds_up_no_other_refusal() {
+    let house = House::new(1, &[]).await;
+    let service = house.start();
+    let noise = vec![0xff; 900_000];
+    let long = format!(r#"{{"transaction_id":"{}"}}"#, "x".repeat(900_000));
+    let records: [&[u8]; 3] = [&noise, long.as_bytes(), b"short"];
+    house.send_raw(records.iter().map(|payload| (b"4-3".as_slice(), *payload)));
+    house.until_read().await;
+    let raw: Vec<_> = house.error_records().iter().map(|record| record.payload["raw_bytes"].clone()).collect();
+    assert_eq!(raw, [json!(900_000), json!(long.len()), json!(null)]);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_of_postgres_took_back_is_read_again_though_nothing_new_comes() {
+    let house = House::new(1, &[]).await;
+    let service = house.start();
+    house.send(&[event(1, Incoming, 3, 5)]);
+    house.until_read().await;
+    // as with asynchronous commits: rows and offset vanish together
+    let crash = "BEGIN; TRUNCATE transactions, items, stores; UPDATE consumer_offsets SET next_offset = 0; COMMIT";
+    sqlx::raw_sql(crash).execute(&house.pool).await.expect("taken back");
+    house.until("it is there again", async || house.items().await == [(4, 3, 5)]).await;
+    assert_eq!(house.count("transactions").await, 1);
+    service.stop().await.expect("a clean stop");
+}

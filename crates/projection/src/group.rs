@@ -1,0 +1,59 @@
+//! What Kafka's consumer group decides, taken down for the consumer's thread.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use rdkafka::{
+    ClientContext, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer, ConsumerContext},
+    types::RDKafkaRespErr,
+};
+
+/// A partition of a topic.
+pub(crate) type Partition = (String, i32);
+
+/// What the group decided.
+pub(crate) enum Change {
+    Assigned(Vec<Partition>),
+    Revoked(Vec<Partition>),
+}
+
+/// Takes down what the group decides; the consumer's thread acts on it.
+#[derive(Default)]
+pub(crate) struct Context {
+    changes: Mutex<Vec<Change>>,
+    closing: AtomicBool,
+}
+
+impl Context {
+    /// What was decided since the last time.
+    pub(crate) fn take_changes(&self) -> Vec<Change> {
+        std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on partitions are given up without asking: the consumer is being closed.
+    pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+}
+
+impl ClientContext for Context {}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        let list = partitions.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
+        let change = match kind {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Change::Assigned(list),
+            _ if self.closing.load(Ordering::Relaxed) => {
+                if let Err(error) = consumer.incremental_unassign(partitions) {
+                    tracing::debug!("leaving the group: {error}");
+                }
+                return;
+            }
+            _ => Change::Revoked(list),
+        };
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+    }
+}

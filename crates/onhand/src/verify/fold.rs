@@ -16,6 +16,9 @@ pub(crate) type Place = (i32, i64);
 /// A refusal that was recorded: its class, by the place of the record it refuses.
 pub(crate) type Refusals = HashMap<Place, String>;
 
+/// Where the waiting sales say that their records stand: their ids, by place.
+pub(crate) type WaitingPlaces = HashMap<Place, Uuid>;
+
 /// What differs, and how much was compared.
 #[derive(Debug, Default)]
 pub(crate) struct Differences {
@@ -45,6 +48,7 @@ pub(crate) struct Counts {
 pub(crate) struct Fold {
     ledger: Ledger,
     refusals: Refusals,
+    waits_at: WaitingPlaces,
     /// By id: events that are applied or wait, and the place they came from.
     living: HashMap<Uuid, StockEvent>,
     /// Sales that were given up, whose repeats while they waited were duplicates.
@@ -61,8 +65,8 @@ pub(crate) struct Fold {
 }
 
 impl Fold {
-    pub(crate) fn new(refusals: Refusals, revived: HashSet<Uuid>) -> Fold {
-        Fold { refusals, revived, ..Fold::default() }
+    pub(crate) fn new(refusals: Refusals, waits_at: WaitingPlaces, revived: HashSet<Uuid>) -> Fold {
+        Fold { refusals, waits_at, revived, ..Fold::default() }
     }
 
     /// The next record: its place, and what it says, or that it cannot be read.
@@ -70,6 +74,11 @@ impl Fold {
         self.counts.records += 1;
         let refusal = self.refusals.remove(&place);
         self.counts.refused += u64::from(refusal.is_some());
+        if let Some(id) = self.waits_at.remove(&place)
+            && decoded.as_ref().ok().is_none_or(|event| event.transaction_id != id)
+        {
+            self.differ(place, format!("is not the sale {id}, which waits as the one that came there"));
+        }
         match (decoded, refusal.as_deref()) {
             (Err(_), Some("InvalidEvent")) => {}
             (Err(why), _) => self.differ(place, format!("is not an event ({}), but was not refused", why.error)),
@@ -134,6 +143,9 @@ impl Fold {
         for place in std::mem::take(&mut self.refusals).into_keys() {
             self.differ(place, "was refused, but is not on the topic".into());
         }
+        for (place, id) in std::mem::take(&mut self.waits_at) {
+            self.differ(place, format!("is not there, but the sale {id} waits as the one that came there"));
+        }
         let waiting = self.ledger.waiting().map(|sale| sale.transaction_id).collect();
         Expected {
             amounts: self.ledger.amounts().collect(),
@@ -141,6 +153,7 @@ impl Fold {
             waiting,
             mixed: self.mixed,
             sums: HashMap::new(),
+            stores: HashMap::new(),
             counts: self.counts,
             differences: self.differences,
         }
@@ -160,6 +173,8 @@ pub(crate) struct Expected {
     pub(crate) mixed: HashSet<Card>,
     /// Changes of the journal, by card.
     sums: HashMap<Card, i64>,
+    /// Stores that have items, and whether each was found among the stores.
+    stores: HashMap<i64, bool>,
     pub(crate) counts: Counts,
     pub(crate) differences: Differences,
 }
@@ -179,6 +194,7 @@ impl Expected {
 
     /// A row of the items, after all of the journal.
     pub(crate) fn item(&mut self, card: Card, amount: i64) {
+        self.stores.insert(card.store, false);
         let expected = self.amounts.remove(&card);
         if expected != Some(amount) && !self.mixed.contains(&card) {
             let events = expected.map_or("do not know it".into(), |expected| format!("say {expected}"));
@@ -190,6 +206,14 @@ impl Expected {
         }
         if amount < 0 {
             self.differences.add(format!("items: {card} is {amount}, less than 0"));
+        }
+    }
+
+    /// A row of the stores, after all of the items.
+    pub(crate) fn store(&mut self, store: i64) {
+        match self.stores.get_mut(&store) {
+            Some(found) => *found = true,
+            None => self.differences.add(format!("stores: {store} is there, but has no items")),
         }
     }
 
@@ -208,6 +232,9 @@ impl Expected {
         }
         for card in self.sums.keys() {
             self.differences.add(format!("items: {card} is missing, it has transactions"));
+        }
+        for (store, _) in self.stores.iter().filter(|(_, found)| !**found) {
+            self.differences.add(format!("stores: {store} is missing, it has items"));
         }
         (self.counts, self.differences)
     }

@@ -11,9 +11,14 @@ use clap::Args;
 use events::stock::{EVENT_TYPE, StockEvent};
 use hashbrown::HashSet;
 use indicatif::{ProgressBar, ProgressStyle};
-use rdkafka::Message;
-use runtime::{KafkaSettings, PostgresSettings, postgres};
+use projection::Position;
+use rdkafka::{
+    Message,
+    consumer::{BaseConsumer, Consumer},
+};
+use runtime::{KafkaSettings, PostgresSettings, kafka, postgres};
 use sqlx::{ConnectOptions, Connection, PgConnection, Row};
+use uuid::Uuid;
 
 use crate::{
     address::{self, DataDirectory},
@@ -21,7 +26,7 @@ use crate::{
     terminal::Paint,
 };
 use files::Files;
-use fold::{Differences, Fold};
+use fold::{Differences, Fold, WaitingPlaces};
 use recorded::Errors;
 
 /// Check that the tables are exactly what the events say
@@ -65,13 +70,15 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
     // one moment of all tables; what is committed later is not looked at
     let mut tx = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let topic = kafka.topic_of(&EVENT_TYPE);
-    let read = positions(&mut tx, topic).await?;
+    let consumer = recorded::consumer(&kafka)?;
+    let positions = positions(&mut tx, topic).await?;
+    tokio::task::block_in_place(|| is_the_topic(&consumer, topic, &positions))?;
+    let read: Vec<_> = positions.iter().map(|position| (position.partition, position.next_offset)).collect();
     let mut errors = Errors::default();
     let mut seen = HashSet::new();
     outbox(&mut tx, topic, &mut errors, &mut seen, &mut differences).await?;
-    let waiting: HashSet<(i32, i64)> = waiting_places(&mut tx, topic).await?;
+    let waiting = waiting_places(&mut tx, topic, &mut differences).await?;
 
-    let consumer = recorded::consumer(&kafka)?;
     tokio::task::block_in_place(|| -> Result<()> {
         for (partition, low, high) in recorded::partitions(&consumer, &kafka.errors_topic)? {
             recorded::read(&consumer, (&kafka.errors_topic, partition), low, high, |message| {
@@ -84,53 +91,59 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
     drop(seen);
     // refused after the moment we look at
     errors.refusals.retain(|place, _| {
-        read.iter().any(|(partition, next)| *partition == place.0 && place.1 < *next) && !waiting.contains(place)
+        read.iter().any(|(partition, next)| *partition == place.0 && place.1 < *next) && !waiting.contains_key(place)
     });
     let revived = recorded::known(&mut tx, &errors.given_up).await?;
-    let mut fold = Fold::new(std::mem::take(&mut errors.refusals), revived);
+    let mut fold = Fold::new(std::mem::take(&mut errors.refusals), waiting, revived);
     let written = tokio::task::block_in_place(|| fold_topic(&consumer, topic, &read, &mut fold))?;
     let mut expected = fold.finish();
     let (transactions, sales, items) = recorded::tables(&mut tx, &mut expected).await?;
     tx.commit().await?;
     let unreceipted = files.as_ref().map(|files| files.compare(&errors.rows, written, &mut differences));
-    let mixed = expected.mixed.len();
+    let mixed = expected.mixed.len() as u64;
     let (counts, found) = expected.finish();
     differences.count += found.count;
     differences.told.extend(found.told);
 
-    println!("{:>12} records of topic {topic}, up to where stock stands, are", grouped(counts.records));
-    println!("{:>12} in the journal (transactions)", grouped(transactions));
-    println!("{:>12} duplicates", grouped(counts.duplicates));
-    println!("{:>12} waiting (waiting_sales)", grouped(sales));
-    println!("{:>12} refused, each with its reason", grouped(counts.refused));
-    println!("{:>12} cards compared (items)", grouped(items));
-    println!("{:>12} refused rows of files, each with its file, line and byte", grouped(errors.rows.values().sum()));
+    let line = |number: u64, text: &str| println!("{:>12} {text}", grouped(number));
+    let (record, are) = (word(counts.records, "record", "records"), word(counts.records, "is", "are"));
+    line(counts.records, &format!("{record} of topic {topic}, up to where stock stands, {are}"));
+    line(transactions, "in the journal (transactions)");
+    line(counts.duplicates, word(counts.duplicates, "duplicate", "duplicates"));
+    line(sales, "waiting (waiting_sales)");
+    line(counts.refused, "refused, each with its reason");
+    line(items, word(items, "card compared (items)", "cards compared (items)"));
+    let rows = errors.rows.values().sum();
+    line(rows, &format!("refused {} of files, each with its file, line and byte", word(rows, "row", "rows")));
+    let shown = directory.display();
     match &files {
-        Some(files) => println!("{:>12} receipts of files in {}", grouped(files.receipts), directory.display()),
-        None => println!("{:>12} no receipts: {} does not exist; files are not checked", "", directory.display()),
+        Some(files) => {
+            line(files.receipts, &format!("{} of files in {shown}", word(files.receipts, "receipt", "receipts")))
+        }
+        None => println!("{:>12} no receipts: {shown} does not exist; files are not checked", ""),
     }
     if let Some(rows @ 1..) = unreceipted {
-        println!(
-            "{:>12} refused rows have no receipt: of `onhand import`, of files still being read, or it was removed",
-            grouped(rows)
+        let are = word(rows, "refused row has", "refused rows have");
+        line(
+            rows,
+            &format!("{are} no receipt: of `onhand import`, of files still being read, or the receipt was removed"),
         );
     }
     if mixed > 0 {
-        println!(
-            "{:>12} cards have records in several partitions: the order of these is not checked",
-            grouped(mixed as u64)
-        );
+        let have = word(mixed, "card has", "cards have");
+        line(mixed, &format!("{have} records in several partitions: the order of these is not checked"));
     }
     let accounted = transactions + counts.duplicates + sales + counts.refused;
     if accounted != counts.records && differences.count == 0 {
-        differences.add(format!("{} records, of which {accounted} are accounted for", counts.records));
+        differences.add(format!("{} {record}, of which {accounted} {are} accounted for", counts.records));
     }
     let paint = Paint::of_stdout();
     for difference in &differences.told {
         println!("{} {difference}", paint.red("differs:"));
     }
     if differences.count > 0 {
-        println!("{}", paint.red(format!("{} differences", grouped(differences.count))));
+        let differ = word(differences.count, "difference", "differences");
+        println!("{}", paint.red(format!("{} {differ}", grouped(differences.count))));
         return Ok(ExitCode::FAILURE);
     }
     println!("{}", paint.green("everything holds"));
@@ -138,12 +151,7 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
 }
 
 /// Folds each partition up to where the service stands. Returns how many records the topic got in all.
-fn fold_topic(
-    consumer: &rdkafka::consumer::BaseConsumer,
-    topic: &str,
-    read: &[(i32, i64)],
-    fold: &mut Fold,
-) -> Result<u64> {
+fn fold_topic(consumer: &BaseConsumer, topic: &str, read: &[(i32, i64)], fold: &mut Fold) -> Result<u64> {
     let partitions = recorded::partitions(consumer, topic)?;
     let total: i64 = read.iter().map(|(_, next)| *next).sum();
     let progress = ProgressBar::new(total as u64).with_style(
@@ -168,15 +176,26 @@ fn fold_topic(
     Ok(partitions.iter().map(|(.., high)| *high as u64).sum())
 }
 
-async fn positions(tx: &mut PgConnection, topic: &str) -> Result<Vec<(i32, i64)>> {
-    let positions = projection::positions(tx)
+async fn positions(tx: &mut PgConnection, topic: &str) -> Result<Vec<Position>> {
+    let mut positions = projection::positions(tx)
         .await
         .context("reading consumer_offsets; has the stock service run on this database?")?;
-    Ok(positions
-        .into_iter()
-        .filter(|position| position.service == "stock" && position.topic == topic)
-        .map(|position| (position.partition, position.next_offset))
-        .collect())
+    positions.retain(|position| position.service == "stock" && position.topic == topic);
+    Ok(positions)
+}
+
+/// An error when the topic was made anew since, or is another cluster's: nothing of it would fit.
+fn is_the_topic(consumer: &BaseConsumer, topic: &str, positions: &[Position]) -> Result<()> {
+    let Some(read) = positions.first() else { return Ok(()) };
+    let now = kafka::topic_identity(consumer.client(), topic).with_context(|| format!("asking for topic {topic}"))?;
+    if positions.iter().any(|position| position.topic_identity != now) {
+        bail!(
+            "topic {topic} is not the topic that was read: it was created anew, or is another cluster's \
+             (stock read {}, this one is {now}); see `onhand offsets`",
+            read.topic_identity
+        );
+    }
+    Ok(())
 }
 
 /// Refusals that are not published yet.
@@ -196,15 +215,27 @@ async fn outbox(
     Ok(())
 }
 
-async fn waiting_places(tx: &mut PgConnection, topic: &str) -> Result<HashSet<(i32, i64)>> {
-    let rows = sqlx::query("SELECT partition, record_offset FROM waiting_sales WHERE topic = $1")
+async fn waiting_places(tx: &mut PgConnection, topic: &str, differences: &mut Differences) -> Result<WaitingPlaces> {
+    let rows = sqlx::query("SELECT partition, record_offset, transaction_id FROM waiting_sales WHERE topic = $1")
         .bind(topic)
         .fetch_all(tx)
         .await?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    let mut places = WaitingPlaces::new();
+    for row in &rows {
+        let (place, id): ((i32, i64), Uuid) = ((row.get(0), row.get(1)), row.get(2));
+        if let Some(other) = places.insert(place, id) {
+            differences.add(format!("waiting_sales: {other} and {id} both came as record {}:{}", place.0, place.1));
+        }
+    }
+    Ok(places)
 }
 
 /// 1,000,000
 fn grouped(number: u64) -> String {
     indicatif::HumanCount(number).to_string()
+}
+
+/// 1 row, 2 rows: the word for so many.
+fn word<'a>(number: u64, one: &'a str, more: &'a str) -> &'a str {
+    if number == 1 { one } else { more }
 }

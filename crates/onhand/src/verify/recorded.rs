@@ -175,5 +175,10 @@ pub(super) async fn tables(tx: &mut PgConnection, expected: &mut Expected) -> Re
         expected.item(Card { store: row.get(0), item: row.get(1) }, row.get(2));
         items += 1;
     }
+    drop(rows);
+    let mut rows = sqlx::query("SELECT id FROM stores").fetch(&mut *tx);
+    while let Some(row) = rows.try_next().await? {
+        expected.store(row.get(0));
+    }
     Ok((transactions, sales, items))
 }

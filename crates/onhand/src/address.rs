@@ -2,19 +2,25 @@
 //! `onhand demo` has running on the data directory, else the defaults.
 
 use std::{
-    fs::{self, OpenOptions},
+    collections::BTreeMap,
+    env,
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 use clap::Args;
 use runtime::Environment;
 
-/// In the data directory, while servers run: `NAME=value` lines.
+/// In the data directory, while services run: a JSON object of variables.
 const FILE: &str = "environment";
-/// Settings that belong together: where the environment has the first, it has them all.
-const GROUPS: [(&str, &str); 2] = [("KAFKA_BROKER_URL", "KAFKA_"), ("POSTGRES_HOSTNAME", "POSTGRES_")];
+/// In there: who wrote it.
+const PID: &str = "PID";
+/// Settings that belong together: where the environment's first is another than what runs, none of
+/// that is taken. Files go to a Kafka.
+const GROUPS: [(&str, &str); 3] =
+    [("KAFKA_BROKER_URL", "KAFKA_"), ("POSTGRES_HOSTNAME", "POSTGRES_"), ("KAFKA_BROKER_URL", "IMPORT_")];
 
 /// For every command that talks to a running system.
 #[derive(Debug, Clone, Args)]
@@ -27,12 +33,16 @@ pub(crate) struct DataDirectory {
 /// The settings of the system that is meant: the environment's own, and for what it leaves open
 /// those of a running `up`, else of a running `demo`, on this data directory.
 pub(crate) fn environment(data: &Path) -> Environment {
-    let mut environment = Environment::of_process();
     let running = [data.to_owned(), demo(data)].iter().find_map(|root| running(root)).unwrap_or_default();
-    let given: Vec<_> = GROUPS.iter().filter(|(name, _)| environment.text(name).is_some()).collect();
+    beside(Environment::of_process(), &running)
+}
+
+fn beside(mut environment: Environment, running: &Variables) -> Environment {
+    let is_other = |first: &str| environment.text(first).is_some_and(|own| running.get(first) != Some(&own));
+    let others: Vec<_> = GROUPS.iter().filter(|(first, _)| is_other(first)).map(|(_, group)| *group).collect();
     for (name, value) in running {
-        if !given.iter().any(|(_, group)| name.starts_with(group)) && environment.text(&name).is_none() {
-            environment.set(&name, value);
+        if !others.iter().any(|group| name.starts_with(group)) && environment.text(name).is_none() {
+            environment.set(name, value.as_str());
         }
     }
     environment
@@ -43,18 +53,25 @@ pub(crate) fn demo(data: &Path) -> PathBuf {
     data.join("demo")
 }
 
+/// Settings, by name.
+type Variables = BTreeMap<String, String>;
+
 /// The note of what runs on a data directory; gone when dropped.
 #[derive(Debug)]
 pub(crate) struct Note(PathBuf);
 
 impl Note {
-    /// Writes the variables down, for this user only, since a password is among them.
+    /// Writes down what is in force: these variables, and the process's own. For this user only,
+    /// since passwords are among them.
     pub(crate) fn leave(root: &Path, variables: &[(String, String)]) -> io::Result<Note> {
+        let utf8 = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
         let path = root.join(FILE);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        for (name, value) in variables {
-            writeln!(file, "{name}={value}")?;
-        }
+        let mut noted = noted(env::vars_os().filter_map(utf8), variables)?;
+        noted.insert(PID.to_owned(), std::process::id().to_string());
+        file.write_all(&serde_json::to_vec_pretty(&noted)?)?;
         Ok(Note(path))
     }
 }
@@ -65,12 +82,83 @@ impl Drop for Note {
     }
 }
 
-/// What was noted by a process that still runs. A killed one leaves its note behind.
-fn running(root: &Path) -> Option<Vec<(String, String)>> {
-    let text = fs::read_to_string(root.join(FILE)).ok()?;
-    let pid: libc::pid_t = fs::read_to_string(root.join("lock")).ok()?.trim().parse().ok()?;
-    // SAFETY: signal 0 only asks whether the process is there.
-    let there = unsafe { libc::kill(pid, 0) } == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
-    let variables = text.lines().filter_map(|line| line.split_once('='));
-    there.then(|| variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+/// The settings of all groups that are in force. Commands may be run in other directories: paths
+/// are absolute.
+fn noted(own: impl Iterator<Item = (String, String)>, set: &[(String, String)]) -> io::Result<Variables> {
+    let in_force = own.map(|(name, value)| (name, value.trim().to_owned())).filter(|(_, value)| !value.is_empty());
+    let mut noted = Variables::from([("IMPORT_DIRECTORY".to_owned(), "importer".to_owned())]);
+    noted.extend(in_force.chain(set.iter().cloned()));
+    noted.retain(|name, _| GROUPS.iter().any(|(_, group)| name.starts_with(group)));
+    for (name, value) in &mut noted {
+        // a certificate's may be a word that is no path
+        if name == "IMPORT_DIRECTORY" || (name.ends_with("_LOCATION") && Path::new(&*value).exists()) {
+            *value = path::absolute(&*value)?.display().to_string();
+        }
+    }
+    Ok(noted)
+}
+
+/// What was noted by the process that holds the lock. A killed one leaves its note behind, and the
+/// next one writes its own only when its servers are there.
+fn running(root: &Path) -> Option<Variables> {
+    let mut noted: Variables = serde_json::from_slice(&fs::read(root.join(FILE)).ok()?).ok()?;
+    let holder = fs::read_to_string(root.join("lock")).ok()?;
+    // let go at once, should nobody hold it
+    let lock = File::open(root.join("lock")).ok()?.try_lock_shared();
+    let is_there = matches!(lock, Err(TryLockError::WouldBlock)) && noted.remove(PID)? == holder.trim();
+    is_there.then_some(noted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables(of: &[(&str, &str)]) -> Vec<(String, String)> {
+        of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn every_setting_in_force_is_noted_with_the_import_directory_as_an_absolute_path() {
+        let own = variables(&[("KAFKA_EVENTS_TOPIC", " mine "), ("KAFKA_ERRORS_TOPIC", ""), ("HOME", "/root")]);
+        let noted = noted(own.into_iter(), &variables(&[("POSTGRES_DB", "d")])).expect("noted");
+        let here = env::current_dir().expect("a directory").join("importer").display().to_string();
+        let expected = [("IMPORT_DIRECTORY", here.as_str()), ("KAFKA_EVENTS_TOPIC", "mine"), ("POSTGRES_DB", "d")];
+        assert_eq!(noted.into_iter().collect::<Vec<_>>(), variables(&expected));
+    }
+
+    #[test]
+    fn a_note_counts_as_long_as_the_lock_is_held() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // a killed process's, whose pid is another's now
+        fs::write(dir.path().join("lock"), std::process::id().to_string()).expect("written");
+        let note = Note::leave(dir.path(), &variables(&[("POSTGRES_DB", "two\nlines")])).expect("left");
+        assert_eq!(running(dir.path()), None);
+        let lock = File::open(dir.path().join("lock")).expect("the lock");
+        lock.try_lock().expect("nobody holds it");
+        assert_eq!(running(dir.path()).expect("a note")["POSTGRES_DB"], "two\nlines");
+        fs::write(dir.path().join("lock"), "1").expect("written");
+        assert_eq!(running(dir.path()), None, "the next one has the lock");
+        drop(note);
+        assert!(!dir.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn the_environment_goes_before_what_runs_and_another_broker_has_its_own_settings() {
+        let running = variables(&[
+            ("IMPORT_DIRECTORY", "/i"),
+            ("KAFKA_BROKER_URL", "b:1"),
+            ("KAFKA_EVENTS_TOPIC", "e"),
+            ("POSTGRES_HOSTNAME", "p:1"),
+        ]);
+        let running: Variables = running.into_iter().collect();
+        let names = ["IMPORT_DIRECTORY", "KAFKA_BROKER_URL", "KAFKA_EVENTS_TOPIC", "POSTGRES_HOSTNAME"];
+        let found = |own: &[(&str, &str)]| {
+            let environment = beside(Environment::of(variables(own)), &running);
+            names.map(|name| environment.text(name).unwrap_or_default())
+        };
+        assert_eq!(found(&[]), ["/i", "b:1", "e", "p:1"]);
+        assert_eq!(found(&[("KAFKA_BROKER_URL", "b:1")]), ["/i", "b:1", "e", "p:1"]);
+        assert_eq!(found(&[("KAFKA_EVENTS_TOPIC", "o")]), ["/i", "b:1", "o", "p:1"]);
+        assert_eq!(found(&[("KAFKA_BROKER_URL", "b:2")]), ["", "b:2", "", "p:1"]);
+    }
 }

@@ -118,11 +118,16 @@ fn a_wrong_setting_is_named_before_anything_is_started() {
 #[test]
 fn up_that_waits_for_its_servers_ends_when_it_is_asked_to() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child =
-        onhand().arg("up").current_dir(dir.path()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut up = onhand();
+    up.arg("up").current_dir(dir.path()).env("KAFKA_EVENTS_TOPIC", "mine").stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = up.spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let mut first = [0; 1];
     stdout.read_exact(&mut first).unwrap();
+    let note = fs::read_to_string(dir.path().join(".onhand/environment")).unwrap();
+    let directory = dir.path().join("importer").display().to_string();
+    let noted = [r#""KAFKA_EVENTS_TOPIC": "mine""#, r#""POSTGRES_PASSWORD": "p""#, &directory];
+    assert!(noted.iter().all(|part| note.contains(part)), "for the other commands: {note}");
     // SAFETY: our own child, not waited for yet.
     assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
     let asked = Instant::now();

@@ -43,7 +43,7 @@ Exit status 0 only if everything holds.
 Example: after an import
   onhand verify && echo all is well")]
 pub(crate) struct Arguments {
-    /// Where the importer keeps its files, to check the receipts [default: importer]
+    /// Where the importer keeps its files, to check the receipts [default: that of what runs, else importer]
     #[arg(long, value_name = "DIR", env = "IMPORT_DIRECTORY", hide_env_values = true)]
     import_directory: Option<PathBuf>,
     #[command(flatten)]

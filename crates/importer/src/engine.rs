@@ -24,6 +24,7 @@ use crate::{
     directory::{Directory, remove},
     figures,
     finish::Slot,
+    grown::Grown,
     import::{Import, Slice, Stage},
     names::{Named, named},
     reading::Reading,
@@ -52,6 +53,7 @@ pub(crate) struct Engine {
     slot: Slot,
     scan: Scan,
     troubles: Troubles,
+    grown: Grown,
     /// Files on their way, by number, and their numbers by name.
     imports: HashMap<u64, Import>,
     numbers: HashMap<OsString, u64>,
@@ -89,6 +91,7 @@ impl Engine {
             alarm,
             desk,
             troubles: Troubles::default(),
+            grown: Grown::default(),
             imports: HashMap::new(),
             numbers: HashMap::new(),
             next_number: 0,
@@ -288,6 +291,7 @@ impl Engine {
     }
 
     fn look_for_files(&mut self) {
+        self.grown.look(Instant::now());
         let numbers = &self.numbers;
         match self.scan.list(&self.directory.input, |name| numbers.contains_key(name)) {
             Ok(names) => {

@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     directory::{Directory, remove, rename, temporary_of},
+    grown::Place,
     names::{free_name, receipt_name, rejected_name},
     receipt::{Finished, Progress, Receipt, name_from_hex, name_to_hex},
     source::Identity,
@@ -143,9 +144,19 @@ pub(crate) fn complete(directory: &Directory, progress: &Progress) -> io::Result
     fs::rename(&temporary, &receipt)
 }
 
+/// Where a file is that was ended so.
+pub(crate) fn place(directory: &Directory, finished: &Finished) -> Option<Place> {
+    let folder = if finished.to_rejected { &directory.rejected } else { &directory.done };
+    let path = folder.join(name_from_hex(finished.target.as_ref()?));
+    Some(Place { path, identity: identity(finished), bytes: finished.receipt.bytes })
+}
+
+fn identity(finished: &Finished) -> Identity {
+    Identity { device: finished.device, inode: finished.inode }
+}
+
 fn is_that_file(path: &Path, finished: &Finished) -> bool {
-    let expected = Identity { device: finished.device, inode: finished.inode };
-    fs::metadata(path).is_ok_and(|metadata| Identity::from(&metadata) == expected)
+    fs::metadata(path).is_ok_and(|metadata| Identity::from(&metadata) == identity(finished))
 }
 
 /// Completes what the record at `path` says when it is of a finished file, or of one that has gone

@@ -111,7 +111,7 @@ impl Import {
                 Some(slice) => return Ok(slice),
             }
         }
-        if self.gzip && self.reading.here.byte == 0 && self.reading.in_flight == 0 && !self.is_complete(quiet)? {
+        if self.gzip && self.reading.here.byte == 0 && self.reading.in_flight == 0 && !self.is_complete(false, quiet)? {
             self.reading.source = None;
             return Ok(Slice::Park);
         }
@@ -132,7 +132,7 @@ impl Import {
                     return Ok(Slice::Anew("it is shorter than it was".into()));
                 }
                 Step::End { rest: false } if last => return Ok(self.end(None, false)),
-                Step::End { .. } => match self.at_end(quiet)? {
+                Step::End { rest } => match self.at_end(rest, quiet)? {
                     None => last = true,
                     Some(slice) => return Ok(slice),
                 },
@@ -142,12 +142,13 @@ impl Import {
         Ok(Slice::More)
     }
 
-    /// At the end of what is there: None when the file is complete.
-    fn at_end(&mut self, quiet: Duration) -> io::Result<Option<Slice>> {
+    /// At the end of what is there, with a last line without a line break or not: None when the
+    /// file is complete.
+    fn at_end(&mut self, rest: bool, quiet: Duration) -> io::Result<Option<Slice>> {
         if let Some(slice) = self.look()? {
             return Ok(Some(slice));
         }
-        if self.is_complete(quiet)? {
+        if self.is_complete(rest || self.quiet.size() == 0, quiet)? {
             return Ok(None);
         }
         self.reading.source = None;
@@ -218,13 +219,13 @@ impl Import {
         Ok(None)
     }
 
-    fn is_complete(&self, quiet: Duration) -> io::Result<bool> {
+    fn is_complete(&self, cut: bool, quiet: Duration) -> io::Result<bool> {
         let Some(source) = &self.reading.source else { return Ok(false) };
         let file = source.file();
         let (now, clock) = (Instant::now(), SystemTime::now());
         // the kernel is asked last: when it says that nobody writes, that is so
-        Ok(self.quiet.is_complete(Writers::None, quiet, now, clock)
-            && self.quiet.is_complete(writers(file), quiet, now, clock))
+        Ok(self.quiet.is_complete(Writers::None, cut, quiet, now, clock)
+            && self.quiet.is_complete(writers(file), cut, quiet, now, clock))
     }
 
     /// Whether the file is as it was when it was found to be complete. None when it has gone.

@@ -8,6 +8,7 @@ mod engine;
 mod figures;
 mod finish;
 mod flight;
+mod grown;
 mod import;
 mod lines;
 mod mark;

@@ -5,6 +5,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+/// How many times longer a file must be quiet that may be cut, where writers are not known.
+const PATIENCE: u32 = 20;
+
 /// Who has a file open for writing, as far as the system says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writers {
@@ -71,14 +74,23 @@ impl Quiet {
         same
     }
 
-    /// Whether the file is complete, as far as can be known.
-    pub(crate) fn is_complete(&self, writers: Writers, quiet: Duration, now: Instant, clock: SystemTime) -> bool {
+    /// Whether the file is complete, as far as can be known. `cut`: it is empty, or its last line
+    /// has no line break, so that a writer may well be in the middle of it.
+    pub(crate) fn is_complete(
+        &self,
+        writers: Writers,
+        cut: bool,
+        quiet: Duration,
+        now: Instant,
+        clock: SystemTime,
+    ) -> bool {
         let observed = now.saturating_duration_since(self.since);
         // the file's own time counts only where it is this machine's
         let age = self.modified.and_then(|modified| clock.duration_since(modified).ok());
         match writers {
             Writers::Some => false,
             Writers::None => observed.max(age.unwrap_or_default()) >= quiet,
+            Writers::Unknown if cut => observed >= quiet.saturating_mul(PATIENCE),
             Writers::Unknown => observed >= quiet,
         }
     }
@@ -92,17 +104,21 @@ mod tests {
     fn a_file_is_complete_when_it_was_quiet_and_nobody_writes() {
         let quiet = Duration::from_millis(250);
         let (now, clock) = (Instant::now(), SystemTime::now());
-        let complete = |observed: u64, age: u64, writers| {
+        let judge = |observed: u64, age: u64, writers, cut| {
             let modified = Some(clock - Duration::from_millis(age));
             Quiet { size: 1, modified, since: now - Duration::from_millis(observed) }
-                .is_complete(writers, quiet, now, clock)
+                .is_complete(writers, cut, quiet, now, clock)
         };
+        let complete = |observed, age, writers| judge(observed, age, writers, false);
         assert!(!complete(900, 900, Writers::Some));
         assert!(complete(0, 900, Writers::None), "an old file that was moved in");
         assert!(complete(300, 0, Writers::None));
         assert!(!complete(100, 100, Writers::None));
         assert!(!complete(100, 900, Writers::Unknown), "a server's clock may be wrong");
         assert!(complete(300, 900, Writers::Unknown));
+        assert!(!judge(4_900, 90_000, Writers::Unknown, true));
+        assert!(judge(5_100, 90_000, Writers::Unknown, true));
+        assert!(judge(300, 0, Writers::None, true), "nobody will end its last line");
     }
 
     #[cfg(target_os = "linux")]

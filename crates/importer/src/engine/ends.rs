@@ -11,7 +11,7 @@ use crate::{
     desk::Chunk,
     directory::write_atomically,
     figures,
-    finish::{complete, complete_left, decide},
+    finish::{complete, complete_left, decide, place},
     import::{Import, Stage},
     receipt::{name_to_hex, now},
 };
@@ -76,6 +76,11 @@ impl Engine {
         self.well(Ok(()));
         if let Some(import) = self.imports.get(&number) {
             tell(import);
+            if let Some(finished) = import.decided.as_ref().and_then(|decided| decided.finished.as_ref())
+                && let Some(place) = place(&self.directory, finished)
+            {
+                self.grown.note(place);
+            }
             self.troubles.over(&self.directory, &import.name);
         }
         self.forget(number);

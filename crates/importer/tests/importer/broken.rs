@@ -7,7 +7,6 @@ use std::{
     os::unix::{
         ffi::OsStrExt,
         fs::{PermissionsExt, symlink},
-        process::CommandExt,
     },
     path::Path,
 };
@@ -151,22 +150,8 @@ fn what_is_no_file_stays_where_it_is_until_it_is_one() {
 #[test]
 fn a_file_without_permission_stays_and_is_imported_once_it_has_one() {
     let mut house = House::new();
-    // root may read everything: so the importer is somebody else here
-    // SAFETY: only asks
-    let root = unsafe { libc::geteuid() } == 0;
-    if root {
-        let program = house.path("importer");
-        fs::copy(env!("CARGO_BIN_EXE_importer"), &program).expect("a copy");
-        let mut paths = vec![house.directory.path().to_owned(), program.clone()];
-        paths.extend(["input", "done", "rejected"].map(|folder| house.path(folder)));
-        for path in paths {
-            std::os::unix::fs::chown(&path, Some(65_534), None).expect("chown");
-        }
-        let mut command = house.command(&program);
-        house.importer = Some(command.uid(65_534).current_dir("/").spawn().expect("the importer"));
-    } else {
-        house.start();
-    }
+    // root may read everything
+    house.start_as_another_user();
     let name = "secret.csv";
     let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
     let hidden = house.input(".secret");

@@ -7,3 +7,4 @@ mod crash;
 mod house;
 mod many;
 mod single;
+mod writers;

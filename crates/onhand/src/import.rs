@@ -1,6 +1,7 @@
 //! `onhand import`: given files, at once, by the importer's own code.
 
 use std::{
+    fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -45,13 +46,21 @@ pub(crate) fn run(Arguments { files, data }: Arguments) -> Result<ExitCode> {
     logs::start(&mut env);
     let settings = KafkaSettings::read(&mut env);
     env.finish()?;
+    // before Kafka is waited for
+    let (files, missing): (Vec<_>, Vec<_>) = files.iter().map(|file| look(file)).partition(Result::is_ok);
+    for error in missing.iter().filter_map(|found| found.as_ref().err()) {
+        eprintln!("onhand: {error:#}");
+    }
+    if files.is_empty() {
+        return Ok(ExitCode::FAILURE);
+    }
     ending::block_on(async {
         let never = CancellationToken::new();
         kafka::ensure_topics(&settings, &settings.all_topics(), &Health::default(), &never).await?;
         Ok(ExitCode::SUCCESS)
     })?;
-    let mut all_well = true;
-    for file in &files {
+    let mut all_well = missing.is_empty();
+    for file in files.into_iter().flatten() {
         let line = match import(&settings, file) {
             Ok(receipt) => {
                 all_well &= receipt.refused == 0 && receipt.error.is_none();
@@ -66,6 +75,17 @@ pub(crate) fn run(Arguments { files, data }: Arguments) -> Result<ExitCode> {
         writeln!(io::stdout(), "{line}").context("writing to stdout")?;
     }
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether it is a file that can be opened. Opening a named pipe would wait for its writer.
+fn look(path: &Path) -> Result<&Path> {
+    let kind = |of: fs::Metadata| match (of.is_file(), of.is_dir()) {
+        (true, _) => Ok(()),
+        (_, true) => Err(io::Error::other("is a directory")),
+        _ => Err(io::Error::other("is not a regular file")),
+    };
+    let opened = fs::metadata(path).and_then(kind).and_then(|()| File::open(path));
+    opened.map(|_| path).with_context(|| path.display().to_string())
 }
 
 fn import(settings: &KafkaSettings, file: &Path) -> Result<Receipt> {

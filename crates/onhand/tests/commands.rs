@@ -61,6 +61,14 @@ fn generate_ends_quietly_when_nobody_reads_on() {
 }
 
 #[test]
+fn import_names_a_missing_file_at_once_though_kafka_is_away() {
+    let expected = "onhand: no-such.csv: No such file or directory (os error 2)\n";
+    assert_eq!(run(onhand().args(["import", "no-such.csv"])), (Some(1), String::new(), expected.into()));
+    let expected = "onhand: src: is a directory\n";
+    assert_eq!(run(onhand().args(["import", "src"])), (Some(1), String::new(), expected.into()));
+}
+
+#[test]
 fn with_ends_as_its_command_ends() {
     let with = |command: &[&str]| run(onhand().args(["with", "--"]).args(command));
     assert_eq!(with(&["sh", "-c", "echo out; exit 7"]), (Some(7), "out\n".into(), String::new()));

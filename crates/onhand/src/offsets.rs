@@ -70,10 +70,11 @@ async fn show(kafka: &KafkaSettings, settings: &PostgresSettings) -> Result<Exit
     let consumer: BaseConsumer =
         kafka::consumer(kafka, "onhand-offsets", "onhand-offsets").create().context("Kafka settings")?;
     println!("{:<14} {:<20} {:>9} {:>12} {:>12} {:>10}", "service", "topic", "partition", "next offset", "end", "lag");
-    let (mut total, mut stranger) = (0, false);
+    let (mut total, mut unknown, mut stranger) = (0, 0, false);
     for position in &positions {
         let (end, lag, note) = tokio::task::block_in_place(|| beside(&consumer, position));
         total += lag.unwrap_or(0);
+        unknown += usize::from(lag.is_none());
         stranger |= !note.is_empty();
         let text = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
         let Position { service, topic, partition, next_offset, .. } = position;
@@ -84,8 +85,19 @@ async fn show(kafka: &KafkaSettings, settings: &PostgresSettings) -> Result<Exit
             text(lag)
         );
     }
-    println!("{total} records behind in all");
+    println!("{}", in_all(total, unknown));
     Ok(if stranger { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The lags together, as far as they are known.
+fn in_all(total: i64, unknown: usize) -> String {
+    let records = if total == 1 { "record" } else { "records" };
+    match (total, unknown) {
+        (_, 0) => format!("{total} {records} behind in all"),
+        (0, _) => "how far behind in all is not known".to_owned(),
+        (_, 1) => format!("{total} {records} behind in all, and a partition whose lag is not known"),
+        _ => format!("{total} {records} behind in all, and {unknown} partitions whose lag is not known"),
+    }
 }
 
 /// The partition's end, the lag, and what is wrong with the position.
@@ -138,4 +150,18 @@ async fn forget(settings: &PostgresSettings, service: &str, topic: &str, yes: bo
         partitions => println!("forgot {partitions} partitions of {topic}; {service} begins anew when it is started"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_all;
+
+    #[test]
+    fn what_is_not_known_does_not_count_as_nothing() {
+        assert_eq!(in_all(0, 0), "0 records behind in all");
+        assert_eq!(in_all(1, 0), "1 record behind in all");
+        assert_eq!(in_all(0, 2), "how far behind in all is not known");
+        assert_eq!(in_all(7, 1), "7 records behind in all, and a partition whose lag is not known");
+        assert_eq!(in_all(7, 2), "7 records behind in all, and 2 partitions whose lag is not known");
+    }
 }

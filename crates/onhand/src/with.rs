@@ -3,9 +3,12 @@
 use std::{
     env,
     ffi::OsString,
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
-    os::unix::{fs::DirBuilderExt, process::ExitStatusExt},
+    os::unix::{
+        fs::{DirBuilderExt, MetadataExt},
+        process::ExitStatusExt,
+    },
     path::{Path, PathBuf},
     process::{Command, ExitCode, ExitStatus},
 };
@@ -39,6 +42,7 @@ pub(crate) fn run(Arguments { data, command }: Arguments) -> Result<ExitCode> {
     match data {
         Some(root) => run_at(&root, &command),
         None => {
+            sweep();
             let temporary = Temporary::create()?;
             run_at(&temporary.0, &command)
         }
@@ -79,13 +83,48 @@ fn code_of(status: ExitStatus) -> u8 {
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
 }
 
+/// In the temporary directory; a pid follows.
+const PREFIX: &str = "onhand-with-";
+
+/// Removes what killed ones left behind: ours, no such process, nobody holds the lock. On Linux their
+/// servers have ended with them; elsewhere these may still write there.
+fn sweep() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
+        let lock = || File::open(entry.path().join("lock"));
+        if pid.is_some_and(|pid| !is_running(pid))
+            && is_ours(&entry.path())
+            // none yet: killed before the servers were started
+            && lock().map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |lock| lock.try_lock().is_ok())
+        {
+            // what can't be removed now is tried again
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn is_running(pid: libc::pid_t) -> bool {
+    // SAFETY: signal 0 only asks whether the process is there.
+    let there = unsafe { libc::kill(pid, 0) } == 0;
+    there || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
+fn is_ours(path: &Path) -> bool {
+    // SAFETY: geteuid cannot fail.
+    let us = unsafe { libc::geteuid() };
+    fs::symlink_metadata(path).is_ok_and(|of| of.is_dir() && of.uid() == us)
+}
+
 /// A directory that is removed when dropped.
 struct Temporary(PathBuf);
 
 impl Temporary {
     /// Open to the user that Postgres runs as.
     fn create() -> Result<Temporary> {
-        let path = env::temp_dir().join(format!("onhand-with-{}", std::process::id()));
+        let path = env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         DirBuilder::new().mode(0o755).create(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Temporary(path))
     }

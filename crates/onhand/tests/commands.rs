@@ -100,6 +100,21 @@ fn with_passes_a_signal_on_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn with_removes_what_a_killed_one_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |script: &str| run(onhand().env("TMPDIR", dir.path()).args(["with", "--", "sh", "-c", script]));
+    let (_, left, _) = with("kill -KILL $PPID; echo $PPID");
+    let left = format!("onhand-with-{}", left.trim());
+    assert!(dir.path().join(&left).join("lock").exists());
+    // of a process that is there: ours
+    let living = format!("onhand-with-{}", std::process::id());
+    fs::create_dir(dir.path().join(&living)).unwrap();
+    assert_eq!(with("exit 0").0, Some(0));
+    let there: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(there, [living.as_str()]);
+}
+
+#[test]
 fn a_second_up_on_the_same_data_says_so_and_stops() {
     let dir = tempfile::tempdir().unwrap();
     let mut lock = File::create(dir.path().join("lock")).unwrap();

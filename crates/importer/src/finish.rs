@@ -2,14 +2,15 @@
 //! at the next start, without sending anything again.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
 };
 
 use crate::{
-    directory::{Directory, remove, rename, temporary_of},
+    directory::{Directory, remove, rename, temporary_of, write_atomically},
     grown::Place,
     names::{free_name, receipt_name, rejected_name},
     receipt::{Finished, Progress, Receipt, name_from_hex, name_to_hex},
@@ -40,14 +41,8 @@ pub(crate) fn decide(
     let to_rejected = ending.error.is_some() && !ending.gone;
     let folder = if to_rejected { &directory.rejected } else { &directory.done };
     let target = free_name(folder, &name);
-    let refused_target = (progress.refused_bytes > 0).then(|| {
-        let mut wanted = rejected_name(&name);
-        if to_rejected && wanted == target {
-            // cannot be told apart from the file itself
-            wanted = free_name(&directory.rejected, &std::ffi::OsString::from(format!("rows-of-{}", wanted.display())));
-        }
-        free_name(&directory.rejected, &wanted)
-    });
+    let refused_target =
+        (progress.refused_bytes > 0).then(|| name_of_refused(directory, &name, to_rejected.then_some(&target)));
     let receipt = Receipt {
         file: progress.file.clone(),
         event_type: event_type.map(str::to_owned),
@@ -72,6 +67,48 @@ pub(crate) fn decide(
         inode: identity.inode,
     };
     Some(Progress { finished: Some(finished), ..progress })
+}
+
+/// A free name for the refused rows of the file `name`, which itself goes to `rejected/` as `whole`
+/// or not there.
+fn name_of_refused(directory: &Directory, name: &OsStr, whole: Option<&OsString>) -> OsString {
+    let mut wanted = rejected_name(name);
+    if Some(&wanted) == whole {
+        // cannot be told apart from the file itself
+        wanted = OsString::from(format!("rows-of-{}", wanted.display()));
+    }
+    free_name(&directory.rejected, &wanted)
+}
+
+/// Decides again where everything goes that has not gone there yet, after an end that could not be
+/// carried out: other files may have taken the names since.
+pub(crate) fn decide_again(directory: &Directory, decided: &mut Progress) {
+    let Some(name) = decided.name() else { return };
+    let Some(finished) = &mut decided.finished else { return };
+    let folder = if finished.to_rejected { &directory.rejected } else { &directory.done };
+    let is_there = |folder: &Path, name: &str| folder.join(name_from_hex(name)).symlink_metadata().is_ok();
+    let is_here = is_that_file(&directory.input.join(&name), finished);
+    let is_taken = match &finished.target {
+        Some(target) if is_here => is_there(folder, target) || is_there(folder, &finished.receipt_target),
+        // it was moved there, or has gone since; on another file system it has another identity
+        Some(target) => fs::metadata(folder.join(name_from_hex(target)))
+            .is_ok_and(|found| found.dev() == finished.device && Identity::from(&found) != identity(finished)),
+        None => is_there(folder, &finished.receipt_target),
+    };
+    if is_taken {
+        let target = free_name(folder, &name);
+        finished.receipt_target = name_to_hex(&receipt_name(&target));
+        finished.target = finished.target.is_some().then(|| name_to_hex(&target));
+    }
+    if let Some(target) = &finished.refused_target
+        && directory.refused_of(&name).exists()
+        && is_there(&directory.rejected, target)
+    {
+        let whole = finished.target.as_deref().filter(|_| finished.to_rejected).map(name_from_hex);
+        let target = name_of_refused(directory, &name, whole.as_ref());
+        finished.receipt.rejected = Some(target.to_string_lossy().into_owned());
+        finished.refused_target = Some(name_to_hex(&target));
+    }
 }
 
 /// The file that is being ended right now: `progress/ending`. One record is written over the other,
@@ -166,7 +203,12 @@ pub(crate) fn complete_left(directory: &Directory, path: &Path) -> io::Result<()
     let Some(name) = progress.name() else { return remove(path) };
     if progress.finished.is_some() {
         tracing::info!("completing {name:?}, which was imported before the restart");
-        return complete(directory, &progress);
+        let mut decided = progress.clone();
+        decide_again(directory, &mut decided);
+        if decided != progress {
+            write_atomically(path, &serde_json::to_vec(&decided)?)?;
+        }
+        return complete(directory, &decided);
     }
     if directory.input.join(&name).symlink_metadata().is_ok() {
         return Ok(());
@@ -182,8 +224,6 @@ pub(crate) fn complete_left(directory: &Directory, path: &Path) -> io::Result<()
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
-
     use super::*;
 
     /// All files and what is in them.
@@ -224,6 +264,45 @@ mod tests {
         let identity = Identity::from(&fs::metadata(directory.input.join(name)).expect("the file"));
         let ending = Ending { error: None, gone: false, whole: (8, "5a".into()) };
         decide(directory, progress, Some("stock"), identity, &ending, "now".into()).expect("decided")
+    }
+
+    #[test]
+    fn a_name_that_another_file_took_before_the_end_could_be_carried_out_is_left_to_it() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = Directory::create(root.path()).expect("its folders");
+        let mut late = decided(&directory);
+        for name in ["done/a.csv", "done/a.csv.receipt.json", "rejected/a.csv"] {
+            fs::write(root.path().join(name), "another's").expect("written");
+        }
+        decide_again(&directory, &mut late);
+        complete(&directory, &late).expect("completed");
+        let receipt = late.finished.expect("finished").receipt;
+        assert_eq!(receipt.rejected.as_deref(), Some("a-2.csv"));
+        let mut expected = vec![
+            ("done/a-2.csv".to_owned(), "the file".to_owned()),
+            ("done/a-2.csv.receipt.json".into(), serde_json::to_string_pretty(&receipt).expect("JSON")),
+            ("rejected/a-2.csv".into(), "refused rows".into()),
+        ];
+        for name in ["done/a.csv", "done/a.csv.receipt.json", "rejected/a.csv"] {
+            expected.push((name.into(), "another's".into()));
+        }
+        expected.sort();
+        assert_eq!(everything(root.path()), expected);
+    }
+
+    #[test]
+    fn an_end_that_was_carried_out_in_part_keeps_the_names_that_are_its_own() {
+        let root = tempfile::tempdir().expect("a directory");
+        let directory = Directory::create(root.path()).expect("its folders");
+        let first = decided(&directory);
+        let mut again = first.clone();
+        fs::rename(directory.refused_of(OsStr::new("a.csv")), directory.rejected.join("a.csv")).expect("renamed");
+        decide_again(&directory, &mut again);
+        assert_eq!(again, first);
+        fs::rename(directory.input.join("a.csv"), directory.done.join("a.csv")).expect("renamed");
+        fs::write(directory.input.join("a.csv"), "the next file").expect("written");
+        decide_again(&directory, &mut again);
+        assert_eq!(again, first);
     }
 
     #[test]

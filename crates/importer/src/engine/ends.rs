@@ -11,7 +11,7 @@ use crate::{
     desk::Chunk,
     directory::write_atomically,
     figures,
-    finish::{complete, complete_left, decide, place},
+    finish::{complete, complete_left, decide, decide_again, place},
     import::{Import, Stage},
     receipt::{name_to_hex, now},
 };
@@ -44,7 +44,9 @@ impl Engine {
     /// Ends a file, all of whose rows are acknowledged.
     pub(super) fn finish(&mut self, number: u64) {
         let Some(import) = self.imports.get_mut(&number) else { return };
-        if import.decided.is_none() {
+        if let Some(decided) = &mut import.decided {
+            decide_again(&self.directory, decided);
+        } else {
             let Some(mut ending) = import.ending.clone() else { return };
             if !ending.gone {
                 match import.is_unchanged() {

@@ -1,6 +1,8 @@
 //! One file on its way: where we are in it, and the step that takes a buffer of it to Kafka. Knows
 //! nothing of directories, of other files, or of when a file is complete.
 
+mod again;
+
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use events::{DeadLetter, Header, Row, RowError, RowReader, dead_letter::RowPlace, row::is_blank};
@@ -41,6 +43,8 @@ pub(crate) struct Reading {
     gzip: bool,
     pub(crate) source: Option<Source>,
     rows: Option<RowReader>,
+    /// Where the line behind the header begins; 0 while the header is not known.
+    rows_begin: u64,
     header_line: Vec<u8>,
     topic: String,
     refused_file: Option<PathBuf>,
@@ -65,6 +69,7 @@ impl Reading {
             gzip,
             source: None,
             rows: None,
+            rows_begin: 0,
             header_line: Vec::new(),
             topic: String::new(),
             refused_file,
@@ -74,11 +79,6 @@ impl Reading {
             replay: None,
             oversized: BTreeMap::new(),
         }
-    }
-
-    /// Goes on where an earlier process was, if the file is still the same up to there.
-    pub(crate) fn go_on_from(&mut self, progress: Progress) {
-        self.replay = (progress.byte > 0).then_some(progress);
     }
 
     /// The file, opened (again).
@@ -108,30 +108,6 @@ impl Reading {
     /// Bytes of the file, as it is, that were read.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.source.as_ref().and_then(Source::packed).unwrap_or(self.here.byte)
-    }
-
-    /// Whether an earlier process's part is still being compared.
-    pub(crate) fn is_replaying(&self) -> bool {
-        self.replay.is_some()
-    }
-
-    /// Goes back to what is acknowledged. The file must be opened again.
-    pub(crate) fn rewind(&mut self) {
-        self.source = None;
-        self.in_flight = 0;
-        if self.replay.is_none() {
-            if self.gzip && self.durable.byte > 0 {
-                self.replay = Some(self.progress("", String::new()));
-            } else {
-                self.here = self.durable.clone();
-            }
-        }
-        if self.replay.is_some() {
-            self.here = Mark::default();
-        }
-        if self.here.byte == 0 {
-            self.rows = None;
-        }
     }
 
     /// A chunk of it is acknowledged.
@@ -315,33 +291,10 @@ impl Reading {
             sender.topic_of(header.event_type).clone_into(&mut self.topic);
             self.header_line = line.to_vec();
             self.rows = Some(RowReader::new(header));
+            self.rows_begin = self.here.byte + lines.consumed() as u64;
             break;
         }
         Ok(())
-    }
-
-    /// Compares a part with what an earlier process read.
-    fn compare(&mut self, bytes: &[u8]) -> Step {
-        self.here.pass(bytes);
-        let Some(replay) = &self.replay else { return Step::More };
-        let changed = || Step::Changed(format!("its first {} bytes are not what they were", replay.byte));
-        if self.here.byte > replay.byte || (bytes.is_empty() && self.here.byte < replay.byte) {
-            return changed();
-        }
-        if self.here.byte < replay.byte {
-            return Step::More;
-        }
-        if digest(&self.here.hash) != replay.sha256 {
-            return changed();
-        }
-        self.here.line = replay.line;
-        self.here.inside_long_line = replay.inside_long_line;
-        self.here.accepted = replay.accepted;
-        self.here.refused = replay.refused;
-        self.here.refused_bytes = replay.refused_bytes;
-        self.durable = self.here.clone();
-        self.replay = None;
-        Step::More
     }
 
     /// Writes refused rows to their file, behind those that are there.
@@ -387,3 +340,6 @@ fn deliver(sender: &mut Sender<Chunk>, mut send: impl FnMut(&mut Sender<Chunk>) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

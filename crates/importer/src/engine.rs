@@ -251,19 +251,21 @@ impl Engine {
         let gzip = named(&name) == Named::Gzip;
         let mut reading = Reading::new(number, shown, gzip, Some(refused_file.clone()));
         let mut started_at = now();
+        // a file in trouble is begun at every listing
+        let told = self.troubles.has(&name);
         let known = Progress::read(&self.directory.progress_of(&name));
         if let Some(progress) = known.filter(|progress| progress.finished.is_none()) {
             let kept = std::fs::metadata(&refused_file).map_or(0, |metadata| metadata.len());
             if kept >= progress.refused_bytes {
-                tracing::info!("going on with {name:?} at line {}", progress.line + 1);
+                if !told {
+                    tracing::info!("going on with {name:?} at line {}", progress.line + 1);
+                }
                 started_at = progress.started_at.clone();
                 reading.go_on_from(progress);
             }
-        } else {
-            match metadata.len() {
-                0 => tracing::info!("importing {name:?}"),
-                size => tracing::info!("importing {name:?} ({})", figures::size(size)),
-            }
+        } else if !told {
+            // its size is told at the end: it may still be being written
+            tracing::info!("importing {name:?}");
         }
         reading.open(file);
         self.imports.insert(number, Import::new(name.clone(), path, reading, &metadata, started_at));

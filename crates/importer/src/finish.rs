@@ -177,7 +177,7 @@ pub(crate) fn complete(directory: &Directory, progress: &Progress) -> io::Result
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    File::create(&temporary)?.write_all(&serde_json::to_vec_pretty(&finished.receipt)?)?;
+    File::create(&temporary)?.write_all(&finished.receipt.text()?)?;
     fs::rename(&temporary, &receipt)
 }
 
@@ -242,6 +242,10 @@ mod tests {
         found
     }
 
+    fn text(receipt: &Receipt) -> String {
+        String::from_utf8(receipt.text().expect("JSON")).expect("a text")
+    }
+
     fn decided(directory: &Directory) -> Progress {
         let name = OsStr::new("a.csv");
         fs::write(directory.input.join(name), "the file").expect("written");
@@ -280,7 +284,7 @@ mod tests {
         assert_eq!(receipt.rejected.as_deref(), Some("a-2.csv"));
         let mut expected = vec![
             ("done/a-2.csv".to_owned(), "the file".to_owned()),
-            ("done/a-2.csv.receipt.json".into(), serde_json::to_string_pretty(&receipt).expect("JSON")),
+            ("done/a-2.csv.receipt.json".into(), text(&receipt)),
             ("rejected/a-2.csv".into(), "refused rows".into()),
         ];
         for name in ["done/a.csv", "done/a.csv.receipt.json", "rejected/a.csv"] {
@@ -341,7 +345,7 @@ mod tests {
             slot.clear().expect("cleared");
             assert_eq!(slot.left(), None);
 
-            let receipt = serde_json::to_string_pretty(&decided.finished.expect("finished").receipt).expect("JSON");
+            let receipt = text(&decided.finished.expect("finished").receipt);
             let mut expected = vec![
                 ("done/a.csv".to_owned(), "the file".to_owned()),
                 ("done/a.csv.receipt.json".into(), receipt),

@@ -181,7 +181,9 @@ impl Reading {
         if !desk.refused.is_empty() {
             let written = self.keep_refused(&mut desk.refused, &mut mark);
             desk.refused.clear();
-            written?;
+            written.map_err(|error| {
+                io::Error::new(error.kind(), format!("its refused rows can't be written to rejected/: {error}"))
+            })?;
         }
         let consumed = lines.consumed();
         if let Some(source) = self.source.as_mut() {

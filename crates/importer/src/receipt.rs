@@ -42,6 +42,15 @@ pub struct Receipt {
     pub left_in_place: bool,
 }
 
+impl Receipt {
+    /// As it is written: JSON for people, a text file.
+    pub(crate) fn text(&self) -> serde_json::Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
+}
+
 /// How far a file is: everything before `byte` is acknowledged by Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {

@@ -1,4 +1,5 @@
-//! Files that can't be read, and stay where they are: no permission, a directory, a dangling link.
+//! Files that can't be imported now, and stay where they are: no permission, a directory, a
+//! dangling link, no room for their refused rows.
 //! Each is told of once in the log and with a receipt, and tried again at every scan.
 
 use std::{
@@ -24,12 +25,17 @@ pub(crate) struct Troubles {
 }
 
 impl Troubles {
-    /// `name` can't be read.
+    /// Whether `name` is among them: it has been told of.
+    pub(crate) fn has(&self, name: &OsStr) -> bool {
+        self.known.contains_key(name)
+    }
+
+    /// `name` can't be imported.
     pub(crate) fn tell(&mut self, directory: &Directory, name: &OsStr, reason: &str) {
         if self.known.get(name).is_some_and(|(known, _)| known == reason) || self.known.len() >= MOST {
             return;
         }
-        tracing::error!("{name:?} in {} can't be read and stays there: {reason}", directory.input.display());
+        tracing::error!("{name:?} in {} can't be imported now and stays there: {reason}", directory.input.display());
         let time = now();
         let receipt = Receipt {
             file: name.to_string_lossy().into_owned(),
@@ -49,8 +55,7 @@ impl Troubles {
         let path = known
             .or_else(|| left_in_place(directory, name))
             .unwrap_or_else(|| directory.rejected.join(receipt_name(&free_name(&directory.rejected, name))));
-        let written =
-            serde_json::to_vec_pretty(&receipt).map_err(Into::into).and_then(|json| write_atomically(&path, &json));
+        let written = receipt.text().map_err(Into::into).and_then(|json| write_atomically(&path, &json));
         if let Err(error) = written {
             tracing::error!("{} can't be written: {error}", path.display());
         }

@@ -64,6 +64,8 @@ impl Engine {
             }
             let progress = import.reading.progress(&name_to_hex(&import.name), import.started_at.clone());
             let event_type = import.reading.event_type();
+            // its receipt would be in the way
+            self.troubles.over(&self.directory, &import.name);
             import.decided = decide(&self.directory, progress, event_type, import.identity, &ending, now());
         }
         let Some(decided) = &import.decided else { return };
@@ -83,7 +85,6 @@ impl Engine {
             {
                 self.grown.note(place);
             }
-            self.troubles.over(&self.directory, &import.name);
         }
         self.forget(number);
         self.scan.hint(self.waiting.is_empty());
@@ -131,7 +132,7 @@ fn tell(import: &Import) {
         import.started.elapsed().as_millis()
     );
     match &receipt.error {
-        None => tracing::info!("finished {:?}: {rows}", import.name),
+        None => tracing::info!("finished {:?} ({}): {rows}", import.name, figures::size(receipt.bytes)),
         Some(error) => tracing::error!("{:?}: {error}; {rows}", import.name),
     }
     figures::finished(if finished.to_rejected { "rejected" } else { "done" });

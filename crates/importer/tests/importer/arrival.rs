@@ -40,6 +40,11 @@ fn a_row_becomes_a_record_and_a_bad_row_comes_back() {
     assert_eq!(errors[0].headers["__connect.errors.topic"], house.events);
     assert_eq!(house.names("input"), [""; 0]);
     assert_eq!(house.in_progress(), [""; 0]);
+    assert!(house.text("done/a.csv.receipt.json").ends_with("}\n"));
+    let size = house.text("done/a.csv").len();
+    house.wait_for_log(&format!(
+        "finished \"a.csv\" ({size} bytes): 3 rows, 1 accepted, 2 refused (see rejected/a.csv) in "
+    ));
 }
 
 #[test]

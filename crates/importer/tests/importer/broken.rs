@@ -11,6 +11,8 @@ use std::{
     path::Path,
 };
 
+use sha2::{Digest, Sha256};
+
 use crate::house::{HEADER, House, csv, gzip, row};
 
 /// The next file goes on.
@@ -145,6 +147,43 @@ fn what_is_no_file_stays_where_it_is_until_it_is_one() {
         (!house.names("rejected").contains(&"link.csv.receipt.json".into())).then_some(())
     });
     assert_eq!(house.log().matches("is a directory").count(), 1, "said once");
+}
+
+#[test]
+fn a_file_whose_reading_fails_for_now_is_told_of_once() {
+    let house = House::started();
+    // its first byte gives EIO, whoever reads it
+    symlink("/proc/self/mem", house.input("mem.csv")).expect("a link");
+    let receipt = house.receipt("rejected", "mem.csv");
+    assert!(receipt.left_in_place && receipt.error.as_ref().is_some_and(|error| error.contains("os error 5")));
+    for number in 0..3 {
+        // each is found by a listing, which finds the other, too
+        house.drop_in(format!("{number}.csv"), csv([number]));
+        house.receipt("done", &format!("{number}.csv"));
+    }
+    assert_eq!(house.log().matches("importing \"mem.csv\"").count(), 1, "{}", house.log());
+    assert_eq!(house.log().matches("\"mem.csv\" in ").count(), 1);
+    fs::remove_file(house.input("mem.csv")).expect("removed");
+    house.wait("its receipt to go", || house.names("rejected").is_empty().then_some(()));
+    house.drop_in("mem.csv", csv([3]));
+    assert_eq!(house.counts("done", "mem.csv"), (1, 1, 0, None));
+    assert_eq!(house.log().matches("importing \"mem.csv\"").count(), 2);
+}
+
+#[test]
+fn refused_rows_that_cannot_be_written_are_named_as_the_reason() {
+    let house = House::started();
+    let key: String = Sha256::digest("a.csv")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let in_the_way = house.path(format!("rejected/.{key}.part"));
+    fs::create_dir(&in_the_way).expect("a directory");
+    house.drop_in("a.csv", csv([0]) + "bad\n");
+    let error = house.receipt("rejected", "a.csv").error.expect("an error");
+    assert_eq!(error, "its refused rows can't be written to rejected/: Is a directory (os error 21)");
+    house.wait_for_log("\"a.csv\" in ");
+    house.wait_for_log("/input can't be imported now and stays there: its refused rows");
+    fs::remove_dir(&in_the_way).expect("removed");
+    assert_eq!(house.counts("done", "a.csv"), (2, 1, 1, None));
+    assert_eq!(house.text("rejected/a.csv").lines().count(), 2);
 }
 
 #[test]

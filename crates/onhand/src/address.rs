@@ -10,6 +10,7 @@ use std::{
     path::{self, Path, PathBuf},
 };
 
+use anyhow::Context;
 use clap::Args;
 use runtime::Environment;
 
@@ -35,6 +36,12 @@ pub(crate) struct DataDirectory {
 pub(crate) fn environment(data: &Path) -> Environment {
     let running = [data.to_owned(), demo(data)].iter().find_map(|root| running(root)).unwrap_or_default();
     beside(Environment::of_process(), &running)
+}
+
+/// What is wrong with the settings of a command that needs a running system, and that none runs here.
+pub(crate) fn finish(environment: &mut Environment, data: &Path) -> anyhow::Result<()> {
+    let none = || format!("no `onhand up` or `onhand demo` runs on {} (--data names another)", data.display());
+    environment.finish().with_context(none)
 }
 
 fn beside(mut environment: Environment, running: &Variables) -> Environment {

@@ -63,6 +63,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
             Ok(None) => {
                 // nothing at hand: what was written so far can be looked at
                 out.flush().context("writing to stdout")?;
+                if terminal::is_gone() {
+                    return Err(io::Error::from(io::ErrorKind::BrokenPipe)).context("writing to stdout");
+                }
                 reader.next(Duration::from_millis(200))
             }
             next => next,

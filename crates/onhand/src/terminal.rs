@@ -57,3 +57,11 @@ pub(crate) fn width() -> Option<usize> {
     let answer = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
     (answer == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
+
+/// Whether nobody reads stdout any longer: a pipe's other end is closed.
+pub(crate) fn is_gone() -> bool {
+    let mut stdout = libc::pollfd { fd: libc::STDOUT_FILENO, events: 0, revents: 0 };
+    // SAFETY: poll fills the one entry it is given, and does not wait.
+    let answered = unsafe { libc::poll(&raw mut stdout, 1, 0) };
+    answered > 0 && stdout.revents & libc::POLLERR != 0
+}

@@ -68,8 +68,8 @@ pub fn consumer(settings: &KafkaSettings, name: &str, group: &str) -> ClientConf
         .set("heartbeat.interval.ms", "2000")
         .set("fetch.wait.max.ms", "100")
         .set("fetch.queue.backoff.ms", "5")
-        .set("queued.min.messages", "5000")
-        .set("queued.max.messages.kbytes", "512")
+        .set("queued.min.messages", "2000")
+        .set("queued.max.messages.kbytes", "384")
         .set("fetch.message.max.bytes", "131072")
         .set("fetch.max.bytes", "1048576")
         .set("enable.partition.eof", "false");

@@ -52,9 +52,9 @@ impl Settings {
                 first_pause: env.millis_or("STOCK_RETRY_MS", 2_000),
             },
             batch_size: env
-                .parse_or("STOCK_BATCH_SIZE", 12_000, "a number from 1 to 100000", |size| (1..=100_000).contains(size)),
+                .parse_or("STOCK_BATCH_SIZE", 16_000, "a number from 1 to 100000", |size| (1..=100_000).contains(size)),
             transactions: env
-                .parse_or("STOCK_TRANSACTIONS", 4, "a number from 1 to 100", |count| (1..=100).contains(count)),
+                .parse_or("STOCK_TRANSACTIONS", 3, "a number from 1 to 100", |count| (1..=100).contains(count)),
         }
     }
 }

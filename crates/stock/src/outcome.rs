@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use events::stock::{Movement, StockEvent};
 
-use crate::rules::Verdict;
+use crate::rules::{Freed, Verdict};
 
 /// Batches that do up to this many things are logged line by line, larger ones in one summary.
 const LINE_BY_LINE: usize = 20;
@@ -50,6 +50,13 @@ impl Outcome {
             }
         };
         self.lines.extend(line);
+    }
+
+    /// Counts a sale that waited and now fits.
+    pub(crate) fn count_freed(&mut self, freed: &Freed) {
+        let line = self.line(|| format!("no longer waiting: a sale of {} on {}", freed.sale.value, freed.sale.card));
+        self.lines.extend(line);
+        self.count(&freed.sale, &Verdict::Applied { amount: freed.amount, created: false });
     }
 
     /// The first lines, in case that there are no more.

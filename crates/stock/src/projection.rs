@@ -104,7 +104,7 @@ impl Projection for StockProjection {
                 Verdict::Refused(refusal) => letters.push(batch.refuse(record, &refusal)),
             }
             for freed in freed.drain(..) {
-                outcome.count(&freed.sale, &Verdict::Applied { amount: freed.amount, created: false });
+                outcome.count_freed(&freed);
                 journal.push(freed.sale);
                 match waiting_rows.get(&freed.sale.transaction_id) {
                     Some(row) => removed.push(*row),

@@ -52,6 +52,10 @@ impl Process {
     /// Asks it to stop (or just waits), and says what it used: processor time and peak memory.
     pub(crate) fn end(self, ask: bool) -> Result<(Duration, f64)> {
         let pid = self.0.id() as libc::pid_t;
+        // not ru_maxrss: that also counts this program's memory, shared until the child's exec
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+        let peak_mib = peak.map_or(0.0, |kib: f64| kib / 1024.0);
         // SAFETY: the child is not waited for yet, so the pid is its own; wait4 fills what it is given.
         unsafe {
             if ask {
@@ -62,7 +66,7 @@ impl Process {
                 bail!("a child ended with status {status}");
             }
             let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1_000);
-            Ok((time(usage.ru_utime) + time(usage.ru_stime), usage.ru_maxrss as f64 / 1024.0))
+            Ok((time(usage.ru_utime) + time(usage.ru_stime), peak_mib))
         }
     }
 }

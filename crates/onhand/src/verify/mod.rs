@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let kafka = KafkaSettings::read(&mut env);
     let postgres = PostgresSettings::read(&mut env);
     let directory = arguments.import_directory.or_else(|| env.text("IMPORT_DIRECTORY").map(PathBuf::from));
-    env.finish()?;
+    address::finish(&mut env, &arguments.data.path)?;
     ending::block_on(verify(kafka, postgres, directory.unwrap_or_else(|| "importer".into())))
 }
 
@@ -128,6 +128,10 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
             rows,
             &format!("{are} no receipt: of `onhand import`, of files still being read, or the receipt was removed"),
         );
+    }
+    let behind = written.saturating_sub(read.iter().map(|(_, next)| *next as u64).sum());
+    if behind > 0 {
+        line(behind, &format!("{} not applied yet, and not compared", word(behind, "record is", "records are")));
     }
     if mixed > 0 {
         let have = word(mixed, "card has", "cards have");

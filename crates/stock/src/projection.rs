@@ -226,7 +226,10 @@ impl Memory {
         tx: &mut PgConnection,
         ids: impl Iterator<Item = Uuid>,
     ) -> sqlx::Result<HashSet<Uuid>> {
-        let applied = store::applied(tx, &ids.collect::<Vec<_>>()).await?;
+        let mut ids: Vec<_> = ids.collect();
+        // in the order of the index, as in `apply`
+        ids.sort_unstable();
+        let applied = store::applied(tx, &ids).await?;
         self.careful = if applied.is_empty() { self.careful.saturating_sub(1) } else { CAREFUL };
         for event in &applied {
             self.ledger.set_applied(event);

@@ -30,7 +30,11 @@ impl Measured {
 
 impl std::fmt::Display for Measured {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:>9.0}/s  {:>6.2} us of cpu each  {:>4.0} MiB", self.rate(), self.cpu_us_each(), self.peak_mib)
+        write!(f, "{:>9.0}/s  {:>6.2} us of cpu each", self.rate(), self.cpu_us_each())?;
+        if self.peak_mib > 0.0 {
+            write!(f, "  {:>4.0} MiB", self.peak_mib)?;
+        }
+        Ok(())
     }
 }
 
@@ -52,10 +56,11 @@ impl Process {
     /// Asks it to stop (or just waits), and says what it used: processor time and peak memory.
     pub(crate) fn end(self, ask: bool) -> Result<(Duration, f64)> {
         let pid = self.0.id() as libc::pid_t;
-        // not ru_maxrss: that also counts this program's memory, shared until the child's exec
+        // not ru_maxrss: that also counts this program's memory, shared until the child's exec. One
+        // that ends by itself is not asked: it would be asked too early
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
-        let peak_mib = peak.map_or(0.0, |kib: f64| kib / 1024.0);
+        let peak_mib = peak.filter(|_| ask).map_or(0.0, |kib: f64| kib / 1024.0);
         // SAFETY: the child is not waited for yet, so the pid is its own; wait4 fills what it is given.
         unsafe {
             if ask {

@@ -32,6 +32,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// How often the group learns our offsets, and the topic's identity is checked.
 const CHECK: Duration = Duration::from_secs(5);
 
+/// How often a partition is tried to be read on from another offset.
+const SEEKS: u32 = 5;
+
 /// How long the broker may take to hear that we leave.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -161,23 +164,19 @@ impl<P: Projection> Assignment<P> {
         let Some(next_offset) = self.begin(partition)? else { return Ok(()) };
         let queue =
             self.consumer.split_partition_queue(&partition.0, partition.1).context("no queue for a partition")?;
-        match self.consumer.seek(&partition.0, partition.1, Offset::Offset(next_offset), TIMEOUT) {
-            Ok(()) => {
-                let worker = Worker::start(&self.work, partition.clone(), queue, next_offset)?;
-                self.workers.insert(partition.clone(), worker);
+        let mut left = SEEKS;
+        while let Err(error) = self.consumer.seek(&partition.0, partition.1, Offset::Offset(next_offset), TIMEOUT) {
+            left -= 1;
+            // not ours any more: the group is about to tell
+            if self.consumer.assignment()?.find_partition(&partition.0, partition.1).is_none() {
+                return Ok(());
             }
-            Err(error) => {
-                // it is not ours any more, and the group is about to tell; or nobody would read it
-                let ours = self.consumer.assignment()?.find_partition(&partition.0, partition.1).is_some();
-                if ours {
-                    bail!(
-                        "{} partition {} cannot be read on from offset {next_offset}: {error}",
-                        partition.0,
-                        partition.1
-                    );
-                }
+            if left == 0 {
+                bail!("{} partition {} cannot be read on from offset {next_offset}: {error}", partition.0, partition.1);
             }
         }
+        let worker = Worker::start(&self.work, partition.clone(), queue, next_offset)?;
+        self.workers.insert(partition.clone(), worker);
         Ok(())
     }
 

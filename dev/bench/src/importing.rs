@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     measured::{Measured, Process},
-    world::{self, World},
+    world::{self, Round, World},
 };
 
 pub(crate) struct Pair {
@@ -50,13 +50,10 @@ pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize) 
 fn one_importer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Result<Measured> {
     let round = world.round(tokio)?;
     let importer = Process::start(&["importer"], &round.variables)?;
-    // it has begun when it has made its directories, and has listed its input a few times
-    let done = round.directory.join("done");
-    wait_for(|| done.exists())?;
-    thread::sleep(Duration::from_secs(1));
+    warm_up(&round)?;
     let staged = round.directory.join("staged.csv");
     std::fs::copy(file, &staged)?;
-    let receipt = done.join("bench.csv.receipt.json");
+    let receipt = round.directory.join("done/bench.csv.receipt.json");
     let appeared = SystemTime::now();
     std::fs::rename(&staged, round.directory.join("input/bench.csv"))?;
     wait_for(|| receipt.exists())?;
@@ -79,6 +76,15 @@ fn one_producer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Resul
     let mut micros = text.split_whitespace().map(str::parse::<u64>);
     let mut next = || anyhow::Ok(Duration::from_micros(micros.next().context("timing")??));
     Ok(Measured { count: rows, took: next()?, cpu: next()?, peak_mib })
+}
+
+/// One row through the importer: when it is acknowledged, all is connected and ready.
+pub(crate) fn warm_up(round: &Round) -> Result<()> {
+    let row = "00000000-0000-4000-8000-000000000000,incoming,2026-01-01T00:00:00Z,1,1,1";
+    let staged = round.directory.join("warm.csv");
+    std::fs::write(&staged, format!("{}\n{row}\n", events::stock::EVENT_TYPE.header_line()))?;
+    std::fs::rename(&staged, round.directory.join("input/warm.csv"))?;
+    wait_for(|| round.directory.join("done/warm.csv.receipt.json").exists())
 }
 
 /// The importer, in this process.

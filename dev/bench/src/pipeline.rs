@@ -1,15 +1,12 @@
 //! The whole way: a file dropped into the directory, to the last commit of its last row.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::Instant;
 
 use anyhow::Result;
 use tokio::runtime::Runtime;
 
 use crate::{
-    importing::wait_for,
+    importing::warm_up,
     measured::Process,
     projecting::wait_until_read,
     world::{self, World},
@@ -24,13 +21,13 @@ pub(crate) fn rates(world: &World, tokio: &Runtime, rows: u64, rounds: usize) ->
         let round = world.round(tokio)?;
         let processes =
             [Process::start(&["importer"], &round.variables)?, Process::start(&["stock"], &round.variables)?];
-        wait_for(|| round.directory.join("done").exists())?;
-        thread::sleep(Duration::from_secs(4));
+        warm_up(&round)?;
+        wait_until_read(tokio, &round, 1)?;
         let staged = round.directory.join("staged.csv");
         std::fs::copy(&file, &staged)?;
         let began = Instant::now();
         std::fs::rename(&staged, round.directory.join("input/bench.csv"))?;
-        wait_until_read(tokio, &round, rows as i64)?;
+        wait_until_read(tokio, &round, rows as i64 + 1)?;
         let rate = rows as f64 / began.elapsed().as_secs_f64();
         println!("  {rate:>9.0} rows/s");
         rates.push(rate);

@@ -146,8 +146,15 @@ impl<P: Projection> Applier<P> {
         let mut attempt = 0;
         let mut trouble = Trouble::none(&self.shared.troubled);
         while let Some(run) = runs.pop() {
-            let transaction = tokio::time::timeout(ANSWER, self.transaction(buffer, &run, attempt));
-            match transaction.await.unwrap_or_else(|_| Err(no_answer())) {
+            let shared = Arc::clone(&self.shared);
+            // waiting for a turn is not waiting for an answer
+            let turn = tokio::select! {
+                turn = shared.transactions.acquire() => turn?,
+                () = stop.cancelled() => return Ok(Applied::Stopped),
+            };
+            let transaction = tokio::time::timeout(ANSWER, self.transaction(buffer, &run, attempt)).await;
+            drop(turn);
+            match transaction.unwrap_or_else(|_| Err(no_answer())) {
                 Ok(true) => {
                     attempt = 0;
                     trouble.over(&self.shared.health);
@@ -204,7 +211,6 @@ impl<P: Projection> Applier<P> {
     /// One transaction: the offset, the service's rows, the outbox. False: fenced.
     async fn transaction(&mut self, buffer: &Buffer<P::Event>, run: &Run, attempt: u32) -> Result<bool, ApplyError> {
         let shared = Arc::clone(&self.shared);
-        let _permit = shared.transactions.acquire().await.map_err(|error| ApplyError::Fatal(error.into()))?;
         let began = Instant::now();
         let mut tx = shared.pool.begin().await?;
         let source = (self.topic.as_str(), self.partition);

@@ -19,7 +19,7 @@ use crate::{
     copying,
     importing::wait_for,
     measured::{Measured, Process},
-    world::{PARTITIONS, Round, World},
+    world::{self, PARTITIONS, Round, World},
 };
 
 pub(crate) struct Pair {
@@ -30,8 +30,10 @@ pub(crate) struct Pair {
 pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize, shape: Shape) -> Result<Vec<Pair>> {
     let name = format!("{:x}", shape.early.to_bits());
     let file = world.csv(rows, shape, &name)?;
+    let kind =
+        if shape == world::plain() { "events that fit" } else { "early sales, repeats and conflicts among them" };
     println!(
-        "\nstock: from a full topic to the last commit, its start included; copy: the same rows into the journal alone"
+        "\nstock, {kind}: from a full topic to the last commit, its start included; copy: the same rows into the journal alone"
     );
     let mut pairs = Vec::new();
     for number in 0..rounds {

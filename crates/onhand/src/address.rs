@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use runtime::Environment;
+use runtime::{Environment, KafkaSettings, PostgresSettings};
 
 /// In the data directory, while services run: a JSON object of variables.
 const FILE: &str = "environment";
@@ -38,10 +38,13 @@ pub(crate) fn environment(data: &Path) -> Environment {
     beside(Environment::of_process(), &running)
 }
 
-/// What is wrong with the settings of a command that needs a running system, and that none runs here.
-pub(crate) fn finish(environment: &mut Environment, data: &Path) -> anyhow::Result<()> {
+/// The broker and the database of a command that needs a running system. An error says what is wrong
+/// with the settings, and that no system runs on this data directory.
+pub(crate) fn servers(environment: &mut Environment, data: &Path) -> anyhow::Result<(KafkaSettings, PostgresSettings)> {
+    let servers = (KafkaSettings::read(environment), PostgresSettings::read(environment));
     let none = || format!("no `onhand up` or `onhand demo` runs on {} (--data names another)", data.display());
-    environment.finish().with_context(none)
+    environment.finish().with_context(none)?;
+    Ok(servers)
 }
 
 fn beside(mut environment: Environment, running: &Variables) -> Environment {

@@ -45,9 +45,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut env = address::environment(&arguments.data.path);
-    let kafka = KafkaSettings::read(&mut env);
-    let postgres = PostgresSettings::read(&mut env);
-    address::finish(&mut env, &arguments.data.path)?;
+    let (kafka, postgres) = address::servers(&mut env, &arguments.data.path)?;
     ending::block_on(async {
         match (&arguments.forget, &arguments.topic) {
             (Some(service), Some(topic)) => forget(&postgres, service, topic, arguments.yes).await,

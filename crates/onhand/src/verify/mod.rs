@@ -52,10 +52,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut env = address::environment(&arguments.data.path);
-    let kafka = KafkaSettings::read(&mut env);
-    let postgres = PostgresSettings::read(&mut env);
+    let (kafka, postgres) = address::servers(&mut env, &arguments.data.path)?;
     let directory = arguments.import_directory.or_else(|| env.text("IMPORT_DIRECTORY").map(PathBuf::from));
-    address::finish(&mut env, &arguments.data.path)?;
     ending::block_on(verify(kafka, postgres, directory.unwrap_or_else(|| "importer".into())))
 }
 

@@ -154,7 +154,7 @@ impl Relay {
              ON CONFLICT (service) DO UPDATE SET holder = $2, held_until = excluded.held_until
              WHERE relays.holder = $2 OR relays.held_until < now()"
         );
-        let held = sqlx::query(sqlx::AssertSqlSafe(lease)).bind(self.service).bind(holder).execute(&mut *tx).await?;
+        let held = sqlx::query(&lease).bind(self.service).bind(holder).execute(&mut *tx).await?;
         if held.rows_affected() == 0 {
             return Ok(Vec::new());
         }

@@ -4,7 +4,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{Connection, Executor, PgConnection, Row};
 
 use crate::PgAddress;
 
@@ -18,8 +18,8 @@ pub(crate) fn create_database(at: &PgAddress, name: &str) -> Result<()> {
             .await?
             .get::<bool, _>(0);
         if !exists {
-            let create = AssertSqlSafe(format!("CREATE DATABASE \"{name}\""));
-            sqlx::raw_sql(create).execute(&mut server).await?;
+            let create = format!("CREATE DATABASE \"{name}\"");
+            server.execute(create.as_str()).await?;
         }
         server.close().await
     })

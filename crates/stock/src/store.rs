@@ -79,7 +79,7 @@ pub(crate) async fn waiting<'a>(
 ) -> sqlx::Result<Vec<WaitingRow>> {
     const COLUMNS: &str = "id, transaction_id, timestamp, store_number, item_number, amount";
     let all = format!("SELECT {COLUMNS} FROM waiting_sales ORDER BY id LIMIT $1");
-    let rows = sqlx::query(sqlx::AssertSqlSafe(all)).bind(FEW + 1).fetch_all(&mut *tx).await?;
+    let rows = sqlx::query(&all).bind(FEW + 1).fetch_all(&mut *tx).await?;
     if rows.len() as i64 <= FEW {
         return Ok(rows.iter().map(waiting_row).collect());
     }
@@ -93,7 +93,7 @@ pub(crate) async fn waiting<'a>(
              SELECT w.id FROM unnest($3::uuid[]) AS c (transaction_id) JOIN waiting_sales w USING (transaction_id))
          ORDER BY id"
     );
-    let rows = sqlx::query(sqlx::AssertSqlSafe(some)).bind(stores).bind(items).bind(ids).fetch_all(tx).await?;
+    let rows = sqlx::query(&some).bind(stores).bind(items).bind(ids).fetch_all(tx).await?;
     Ok(rows.iter().map(waiting_row).collect())
 }
 

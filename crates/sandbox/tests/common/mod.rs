@@ -12,7 +12,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use sandbox::PgAddress;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row};
 
 /// Fails unless `condition` comes true within half a minute.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -43,7 +43,7 @@ pub(crate) fn sql(at: &PgAddress, database: &str, statements: &str) -> sqlx::Res
         .database(database);
     now(async {
         let mut connection = PgConnection::connect_with(&options).await?;
-        let rows = sqlx::raw_sql(AssertSqlSafe(statements)).fetch_all(&mut connection).await?;
+        let rows = sqlx::raw_sql(statements).fetch_all(&mut connection).await?;
         connection.close().await?;
         Ok(rows.last().map(|row| row.get(0)))
     })

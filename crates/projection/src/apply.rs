@@ -1,284 +1,271 @@
-//! One partition's batches into Postgres: a transaction each, retried, bisected, fenced.
+//! One partition's batches into Postgres: a transaction each, retried, bisected, fenced. Knows
+//! nothing of Kafka.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use events::{DeadLetter, Refusal, Timestamp, dead_letter::header};
 use runtime::health::Health;
 use sqlx::PgPool;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ApplyError, Projection, Said,
+    ApplyError, BatchOutput, Due, Projection, TopicPartition,
     batch::{Buffer, Run},
     offsets, outbox,
 };
 
+/// How often a batch whose assumptions do not hold is applied again at once.
+const IMMEDIATE_RETRIES: u32 = 10;
+/// Rows of timed work in one transaction at most.
+const DUE_ROWS: usize = 500;
+/// How long ending abandoned transactions may take.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// What all partitions of a service share.
-pub(crate) struct Shared<P> {
+pub(crate) struct Work<P> {
     pub(crate) projection: P,
     pub(crate) pool: PgPool,
     pub(crate) health: Health,
     pub(crate) errors_topic: String,
-    /// Transactions at a time: more than Postgres has processors only costs memory.
-    pub(crate) transactions: Semaphore,
-    /// Tells the relay that there is something to publish.
-    pub(crate) said: Arc<Notify>,
-    /// Workers whose transactions fail now.
-    pub(crate) troubled: Arc<AtomicUsize>,
+    /// Events a transaction holds at most.
+    pub(crate) batch_size: usize,
+    /// How long a transaction may take.
+    pub(crate) transaction_timeout: Duration,
+    /// Wakes the relay: there is something to publish.
+    pub(crate) outbox: Arc<Notify>,
 }
 
-/// A worker's failures in a row. While any worker has some, Postgres is not well.
-pub(crate) struct Trouble {
-    pauses: u32,
-    troubled: Arc<AtomicUsize>,
-}
-
-impl Trouble {
-    pub(crate) fn none(troubled: &Arc<AtomicUsize>) -> Trouble {
-        Trouble { pauses: 0, troubled: Arc::clone(troubled) }
-    }
-
-    /// The last transaction went well.
-    pub(crate) fn over(&mut self, health: &Health) {
-        self.end();
-        if self.troubled.load(Ordering::Relaxed) == 0 {
-            health.well("postgres");
-        }
-    }
-
-    fn next_pause(&mut self) -> Duration {
-        if self.pauses == 0 {
-            self.troubled.fetch_add(1, Ordering::Relaxed);
-        }
-        let pause = FIRST_PAUSE * 2_u32.pow(self.pauses.min(10));
-        self.pauses += 1;
-        pause.min(LONGEST_PAUSE)
-    }
-
-    fn end(&mut self) {
-        if std::mem::take(&mut self.pauses) > 0 {
-            self.troubled.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for Trouble {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// A connection that is gone without a word would otherwise be waited for without end.
-pub(crate) fn no_answer() -> ApplyError {
-    ApplyError::Transient(anyhow::anyhow!("no answer in {ANSWER:?}"))
+/// The wall clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(since.as_micros() as i64)
 }
 
 /// How applying a batch ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Applied {
     /// All of it is committed.
-    Whole,
+    All {
+        /// When the service has timed work in this partition.
+        wake_at: Option<Timestamp>,
+    },
     /// The offset is not where this worker left it: somebody else applies this partition.
     Fenced,
+    /// Postgres could not do it now. What was committed of the batch is known there.
+    Failed(anyhow::Error),
     /// Asked to stop before it was done.
     Stopped,
 }
 
-/// Attempts at once after [`ApplyError::Stale`]; then with a pause.
-const AT_ONCE: u32 = 10;
-/// How long a transaction may take.
-pub(crate) const ANSWER: Duration = Duration::from_secs(60);
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-impl<P: Projection> Shared<P> {
-    /// The wall clock.
-    pub(crate) fn now(&self) -> Timestamp {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Timestamp(since.as_micros() as i64)
-    }
-
-    /// What was committed is logged, counted, and published.
-    pub(crate) fn committed(&self, outcome: P::Outcome, began: Instant, letters: usize) {
-        if letters > 0 {
-            self.said.notify_one();
-        }
-        self.projection.committed(outcome, began.elapsed());
-    }
-
-    /// Says what is wrong and waits, longer each time. False: asked to stop meanwhile.
-    pub(crate) async fn pause(&self, error: &anyhow::Error, trouble: &mut Trouble, stop: &CancellationToken) -> bool {
-        self.health.ill("postgres", format!("trying again: {error:#}"));
-        let pause = trouble.next_pause();
-        tokio::select! {
-            () = tokio::time::sleep(pause) => true,
-            () = stop.cancelled() => false,
-        }
-    }
-}
-
 /// Applies the batches of one partition, one after the other.
 pub(crate) struct Applier<P: Projection> {
-    shared: Arc<Shared<P>>,
-    topic: String,
-    partition: i32,
+    work: Arc<Work<P>>,
+    source: TopicPartition,
     /// What this worker believes is the next offset.
     pub(crate) next_offset: i64,
     memory: P::Memory,
+    /// Events a transaction may hold for now: fewer after one that was too large or too slow.
+    limit: usize,
+}
+
+/// What a batch has come to while it is tried.
+#[derive(Debug, Default)]
+struct Attempts {
+    /// How often what was assumed did not hold.
+    stale: u32,
+    /// Rows of timed work to take.
+    due_rows: usize,
+    /// Why the one row of timed work cannot be applied.
+    refuse_due: Option<String>,
 }
 
 impl<P: Projection> Applier<P> {
-    pub(crate) fn new(shared: Arc<Shared<P>>, topic: String, partition: i32, next_offset: i64) -> Applier<P> {
-        Applier { shared, topic, partition, next_offset, memory: P::Memory::default() }
+    pub(crate) fn new(work: Arc<Work<P>>, source: TopicPartition, next_offset: i64) -> Applier<P> {
+        let limit = work.batch_size;
+        Applier { work, source, next_offset, memory: P::Memory::default(), limit }
     }
 
-    /// Applies a whole buffer: in one transaction, or in several when a record in it is at fault.
-    pub(crate) async fn apply(&mut self, buffer: &Buffer<P::Event>, stop: &CancellationToken) -> Result<Applied> {
+    /// Applies a whole buffer: in one transaction, or in several when it is too large for one or a
+    /// record in it is at fault. With `caught_up_at` (and no records) it does timed work. An error
+    /// stops the service.
+    pub(crate) async fn apply(
+        &mut self,
+        buffer: &Buffer<P::Event>,
+        caught_up_at: Option<Timestamp>,
+        stop: &CancellationToken,
+    ) -> Result<Applied> {
+        let mut wake_at = None;
         let mut runs = vec![buffer.whole()];
-        let mut attempt = 0;
-        let mut trouble = Trouble::none(&self.shared.troubled);
+        let mut attempts = Attempts { due_rows: DUE_ROWS, ..Attempts::default() };
         while let Some(run) = runs.pop() {
-            let shared = Arc::clone(&self.shared);
-            // waiting for a turn is not waiting for an answer
-            let turn = tokio::select! {
-                turn = shared.transactions.acquire() => turn?,
-                () = stop.cancelled() => return Ok(Applied::Stopped),
-            };
-            let transaction = tokio::time::timeout(ANSWER, self.transaction(buffer, &run, attempt)).await;
-            drop(turn);
-            match transaction.unwrap_or_else(|_| Err(no_answer())) {
-                Ok(true) => {
-                    attempt = 0;
-                    trouble.over(&self.shared.health);
-                    continue;
-                }
-                Ok(false) => return Ok(Applied::Fenced),
-                Err(ApplyError::Fatal(error)) => return Err(error),
-                Err(ApplyError::Stale) if attempt < AT_ONCE => attempt += 1,
-                Err(error @ ApplyError::Stale) => {
-                    attempt += 1;
-                    if !self.shared.pause(&error.into(), &mut trouble, stop).await {
-                        return Ok(Applied::Stopped);
-                    }
-                }
-                Err(ApplyError::Transient(error)) => {
-                    if !self.shared.pause(&error, &mut trouble, stop).await {
-                        return Ok(Applied::Stopped);
-                    }
-                }
-                Err(ApplyError::Batch(error)) => {
-                    self.memory = P::Memory::default();
-                    match buffer.halves(&run) {
-                        Some((first, second)) => {
-                            tracing::warn!(
-                                "{} records of {} partition {} cannot be applied together, looking for the one at fault: {error:#}",
-                                run.events.len(),
-                                self.topic,
-                                self.partition
-                            );
-                            runs.extend([second, first]);
-                            continue;
-                        }
-                        None => match self.refuse(buffer, &run, &error).await {
-                            Ok(true) => continue,
-                            Ok(false) => return Ok(Applied::Fenced),
-                            Err(error) => {
-                                if !self.shared.pause(&error.into(), &mut trouble, stop).await {
-                                    return Ok(Applied::Stopped);
-                                }
-                            }
-                        },
-                    }
-                }
-            }
-            self.memory = P::Memory::default();
-            runs.push(run);
             if stop.is_cancelled() {
                 return Ok(Applied::Stopped);
             }
+            if run.events.len() > self.limit
+                && let Some((first, second)) = buffer.halves(&run)
+            {
+                runs.extend([second, first]);
+                continue;
+            }
+            let timeout = self.work.transaction_timeout;
+            let transaction = self.transaction(buffer, &run, &attempts, caught_up_at);
+            let ended = tokio::time::timeout(timeout, transaction).await;
+            match ended {
+                Ok(Ok(Some(wake))) => {
+                    wake_at = wake;
+                    attempts = Attempts { due_rows: DUE_ROWS, ..Attempts::default() };
+                    self.limit = (self.limit + self.limit / 8 + 1).min(self.work.batch_size);
+                    continue;
+                }
+                Ok(Ok(None)) => return Ok(Applied::Fenced),
+                _ => self.memory = P::Memory::default(),
+            }
+            match ended.unwrap_or(Err(ApplyError::TooLarge)) {
+                Ok(_) => {}
+                Err(ApplyError::Fatal(error)) => return Err(error),
+                Err(ApplyError::Transient(error)) => return Ok(Applied::Failed(error)),
+                Err(ApplyError::Blocked(error)) => {
+                    end_abandoned(&self.work.pool, P::SERVICE).await;
+                    return Ok(Applied::Failed(error));
+                }
+                Err(ApplyError::Stale) if attempts.stale < IMMEDIATE_RETRIES => {
+                    attempts.stale += 1;
+                    runs.push(run);
+                }
+                Err(error @ ApplyError::Stale) => return Ok(Applied::Failed(error.into())),
+                // also one that did not end in time: fewer records may
+                Err(ApplyError::TooLarge) if run.events.len() > 1 => {
+                    self.limit = run.events.len().div_ceil(2);
+                    tracing::warn!(
+                        "{} events of {} are too many for one transaction, applying {} at a time",
+                        run.events.len(),
+                        self.source,
+                        self.limit
+                    );
+                    runs.push(run);
+                }
+                Err(ApplyError::TooLarge) if caught_up_at.is_some() && attempts.due_rows > 1 => {
+                    attempts.due_rows /= 2;
+                    runs.push(run);
+                }
+                Err(ApplyError::TooLarge) => return Ok(Applied::Failed(anyhow!("no answer in {timeout:?}"))),
+                Err(ApplyError::Batch(error)) => match buffer.halves(&run) {
+                    Some((first, second)) => {
+                        tracing::warn!(
+                            "{} records of {} cannot be applied together, looking for the one at fault: {error:#}",
+                            run.events.len(),
+                            self.source,
+                        );
+                        runs.extend([second, first]);
+                    }
+                    None if run.events.is_empty() => {
+                        if attempts.due_rows > 1 {
+                            attempts.due_rows /= 2;
+                        } else if attempts.refuse_due.is_none() {
+                            tracing::error!("refusing timed work of {}: {error:#}", self.source);
+                            attempts.refuse_due = Some(format!("{error:#}"));
+                        } else {
+                            return Ok(Applied::Failed(error));
+                        }
+                        runs.push(run);
+                    }
+                    None => match self.refuse(buffer, &run, &error).await {
+                        Ok(true) => {}
+                        Ok(false) => return Ok(Applied::Fenced),
+                        Err(error) => return Ok(Applied::Failed(error.into())),
+                    },
+                },
+            }
         }
-        Ok(Applied::Whole)
+        Ok(Applied::All { wake_at })
     }
 
-    /// One transaction: the offset, the service's rows, the outbox. False: fenced.
-    async fn transaction(&mut self, buffer: &Buffer<P::Event>, run: &Run, attempt: u32) -> Result<bool, ApplyError> {
-        let shared = Arc::clone(&self.shared);
+    /// One transaction: the offset, the service's rows, the outbox. Returns when to wake it; `None`
+    /// when it was fenced.
+    async fn transaction(
+        &mut self,
+        buffer: &Buffer<P::Event>,
+        run: &Run,
+        attempts: &Attempts,
+        caught_up_at: Option<Timestamp>,
+    ) -> Result<Option<Option<Timestamp>>, ApplyError> {
+        let work = Arc::clone(&self.work);
         let began = Instant::now();
-        let mut tx = shared.pool.begin().await?;
-        let source = (self.topic.as_str(), self.partition);
-        if !offsets::advance(&mut tx, P::SERVICE, source, self.next_offset, run.end).await? {
-            return Ok(false);
+        let mut tx = work.pool.begin().await?;
+        if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, run.end).await? {
+            return Ok(None);
         }
-        let batch = buffer.batch(P::SERVICE, P::encode, source, run);
-        let mut letters = buffer.undecoded(P::SERVICE, source, self.next_offset, run);
-        let refused = letters.len() as u64;
-        let outcome = if batch.events.is_empty() {
-            None
-        } else {
-            let Said { dead_letters, outcome } =
-                shared.projection.apply(&mut tx, &mut self.memory, batch, shared.now(), attempt).await?;
-            letters.extend(dead_letters);
-            sort(&mut letters);
-            Some(outcome)
-        };
-        outbox::put(&mut tx, P::SERVICE, &shared.errors_topic, &letters).await?;
+        let due = caught_up_at.map(|caught_up_at| Due {
+            caught_up_at,
+            limit: attempts.due_rows,
+            refuse: attempts.refuse_due.as_deref(),
+        });
+        let batch = buffer.batch(P::SERVICE, P::encode, &self.source, run, due);
+        let is_empty = batch.events.is_empty() && due.is_none();
+        let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, run);
+        let undecodable = letters.len() as u64;
+        let output = work.projection.apply(&mut tx, &mut self.memory, batch, now(), attempts.stale).await?;
+        let BatchOutput { dead_letters, outcome, wake_at } = output;
+        letters.extend(dead_letters);
+        sort(&mut letters);
+        outbox::put(&mut tx, P::SERVICE, &work.errors_topic, &letters).await?;
         tx.commit().await?;
         self.next_offset = run.end;
-        if refused > 0 {
-            tracing::info!(
-                "refused {refused} records of {} partition {} that are no events",
-                self.topic,
-                self.partition
-            );
-            metrics::counter!("onhand_projection_undecodable_total", "service" => P::SERVICE).increment(refused);
+        if !letters.is_empty() {
+            work.outbox.notify_one();
+        }
+        if undecodable > 0 {
+            tracing::info!("refused {undecodable} records of {} that are no events", self.source);
+            metrics::counter!("onhand_projection_undecodable_total", "service" => P::SERVICE).increment(undecodable);
         }
         metrics::counter!("onhand_projection_batches_total", "service" => P::SERVICE).increment(1);
         metrics::histogram!("onhand_projection_batch_seconds", "service" => P::SERVICE).record(began.elapsed());
-        match outcome {
-            Some(outcome) => shared.committed(outcome, began, letters.len()),
-            None => shared.said.notify_one(),
+        if !is_empty {
+            work.projection.committed(outcome, began.elapsed());
         }
-        Ok(true)
+        Ok(Some(wake_at))
     }
 
-    /// Refuses the one record of a run that cannot be applied, so that it holds up nothing.
+    /// Refuses the one record of a run that cannot be applied, so that it holds up nothing. False: fenced.
     async fn refuse(&mut self, buffer: &Buffer<P::Event>, run: &Run, why: &anyhow::Error) -> Result<bool, ApplyError> {
-        let mut tx = self.shared.pool.begin().await?;
-        let source = (self.topic.as_str(), self.partition);
-        if !offsets::advance(&mut tx, P::SERVICE, source, self.next_offset, run.end).await? {
+        let mut tx = self.work.pool.begin().await?;
+        if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, run.end).await? {
             return Ok(false);
         }
         let refusal = Refusal { error: format!("the record cannot be applied: {why:#}"), class: "NotApplicable" };
-        let batch = buffer.batch(P::SERVICE, P::encode, source, run);
-        let mut letters = buffer.undecoded(P::SERVICE, source, self.next_offset, run);
+        let batch = buffer.batch(P::SERVICE, P::encode, &self.source, run, None);
+        let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, run);
         letters.extend(batch.events.iter().map(|record| batch.refuse(record, &refusal)));
         sort(&mut letters);
-        outbox::put(&mut tx, P::SERVICE, &self.shared.errors_topic, &letters).await?;
+        outbox::put(&mut tx, P::SERVICE, &self.work.errors_topic, &letters).await?;
         tx.commit().await?;
         for record in batch.events {
-            let offset = batch.offset(record);
-            tracing::error!(
-                "refused record {offset} of {} partition {}: {}",
-                self.topic,
-                self.partition,
-                refusal.error
-            );
+            tracing::error!("refused record {} of {}: {}", batch.offset(record), self.source, refusal.error);
         }
         self.next_offset = run.end;
-        self.shared.said.notify_one();
+        self.work.outbox.notify_one();
         Ok(true)
     }
 }
 
-/// Refusals in the order of their records, whoever refused them; what else is said comes behind.
+async fn end_abandoned(pool: &PgPool, service: &str) {
+    match tokio::time::timeout(END_TIMEOUT, offsets::end_abandoned(pool)).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(ended)) => {
+            tracing::warn!("ended {ended} transactions of {service} that held locks for a process that does not answer")
+        }
+        // it is tried again after the next time that a lock is waited for
+        Ok(Err(error)) => tracing::debug!("ending abandoned transactions: {error}"),
+        Err(_) => tracing::debug!("ending abandoned transactions: no answer in {END_TIMEOUT:?}"),
+    }
+}
+
+/// Refusals in the order of their records, whoever refused them; other messages come last.
 fn sort(letters: &mut [DeadLetter]) {
     letters.sort_by_cached_key(|letter| {
         let offset = letter.headers.iter().find(|(name, _)| *name == header::OFFSET);

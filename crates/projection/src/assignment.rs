@@ -1,12 +1,16 @@
-//! The consumer's thread: partitions come and go, each with its worker; reading begins where
-//! Postgres says, never where the group says.
+//! The consumer's thread. It alone knows which partitions this process has and what each of them is
+//! doing; reading begins where Postgres says, never where the group says. It waits for nobody: what
+//! takes time (transactions, questions to Kafka and Postgres) runs elsewhere and comes back as an
+//! [`Event`].
+
+mod dispatch;
+mod timing;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
-        mpsc::{self, Receiver, RecvTimeoutError},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
 };
@@ -17,280 +21,379 @@ use rdkafka::{
     consumer::{BaseConsumer, CommitMode, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
 };
-use runtime::kafka::{TIMEOUT, topic_identity};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Projection,
-    apply::Applied,
-    group::{Change, Context, Partition},
-    identity, offsets,
-    worker::{Report, Work, Worker},
+    Position, Projection, TopicPartition,
+    apply::{Applied, Applier, Work},
+    batch::Buffer,
+    group::{Change, Context},
+    partition::{Partition, Reading, State},
+    watch::{Look, Watch},
 };
+use dispatch::Buffers;
 
-const POLL: Duration = Duration::from_millis(50);
-/// How often the group learns our offsets, and the topic's identity is checked.
-const CHECK: Duration = Duration::from_secs(5);
-
-/// How often a partition is tried to be read on from another offset.
-const SEEKS: u32 = 5;
-
+/// The longest sleep: the group's client must be polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a transaction under way may take when its partition is given up.
+const STOP_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long the broker may take to hear that we leave.
-const FAREWELL: Duration = Duration::from_secs(2);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What happens away from the consumer's thread.
+pub(crate) enum Event<P: Projection> {
+    /// The group's queue holds something, or the thread is to look around.
+    Group,
+    /// A partition's queue is no longer empty.
+    Readable(TopicPartition),
+    /// Where to begin.
+    Begun(Id, Result<Option<i64>>),
+    /// What was asked of Kafka, and for the regular check also of Postgres before.
+    Looked(Id, Looked),
+    /// A transaction under way has ended.
+    Applied(Id, Applier<P>, Buffer<P::Event>, Result<Applied>),
+}
+
+/// A partition, and the generation of its reading.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Id {
+    pub(crate) source: TopicPartition,
+    pub(crate) generation: u64,
+}
+
+/// An answer on one partition.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    pub(crate) look: Result<Look>,
+    /// What this process had committed before Postgres was asked, and Postgres' answer.
+    pub(crate) checked: Option<(i64, Option<Position>)>,
+}
 
 pub(crate) struct Assignment<P: Projection> {
-    pub(crate) consumer: Arc<BaseConsumer<Context>>,
-    pub(crate) work: Arc<Work<P>>,
-    pub(crate) reports: Receiver<Report>,
-    pub(crate) shutdown: CancellationToken,
-    pub(crate) workers: HashMap<Partition, Worker>,
+    consumer: Arc<BaseConsumer<Context>>,
+    work: Arc<Work<P>>,
+    watch: Arc<Watch>,
+    events: Receiver<Event<P>>,
+    sender: Sender<Event<P>>,
+    shutdown: CancellationToken,
+    tokio: Handle,
+    partitions: HashMap<TopicPartition, Partition<P>>,
+    next_generation: u64,
+    buffers: Buffers<P::Event>,
+    /// Transactions under way, and how many there may be.
+    under_way: usize,
+    transactions: usize,
+    /// Partitions that have a buffer to fill, and those that wait for one.
+    filling: VecDeque<TopicPartition>,
+    waiting: VecDeque<TopicPartition>,
+    /// Partitions whose service is to be called without records.
+    calls: VecDeque<TopicPartition>,
+    checked: Instant,
+    next_timer: Instant,
 }
 
 impl<P: Projection> Assignment<P> {
-    /// Runs until shutdown or until something stops the service; then finishes the batches in hand
-    /// and leaves the group.
+    pub(crate) fn new(
+        consumer: Arc<BaseConsumer<Context>>,
+        watch: Watch,
+        (sender, events): (Sender<Event<P>>, Receiver<Event<P>>),
+        work: Arc<Work<P>>,
+        transactions: usize,
+        shutdown: CancellationToken,
+    ) -> Assignment<P> {
+        let now = Instant::now();
+        Assignment {
+            consumer,
+            watch: Arc::new(watch),
+            events,
+            sender,
+            shutdown,
+            tokio: Handle::current(),
+            partitions: HashMap::new(),
+            next_generation: 0,
+            buffers: Buffers::new(transactions, work.batch_size),
+            work,
+            under_way: 0,
+            transactions,
+            filling: VecDeque::new(),
+            waiting: VecDeque::new(),
+            calls: VecDeque::new(),
+            checked: now,
+            next_timer: now,
+        }
+    }
+
+    /// Runs until shutdown or until something stops the service; then lets the transactions under
+    /// way end and leaves the group.
     pub(crate) fn run(mut self) -> Result<()> {
         let result = self.serve();
-        let committed = self.offsets_of_workers();
-        Worker::join_all(self.workers.drain().map(|(_, worker)| worker), &self.work.tokio);
-        self.tell_group(&committed);
+        let all: Vec<_> = self.partitions.keys().cloned().collect();
+        let committed = self.committed(&all);
+        let result = result.and(self.stop(&all));
+        self.commit_group_offsets(&self.committed(&all).into_iter().chain(committed).collect::<Vec<_>>());
         self.leave();
         result
     }
 
     /// Leaves the group. A broker that is away need not hear of it: it will notice.
     fn leave(self) {
-        self.consumer.context().close();
+        let Assignment { consumer, partitions, watch, events, sender, .. } = self;
+        consumer.context().close();
         let (left, leaving) = mpsc::channel::<()>();
-        let consumer = self.consumer;
         let leave = move || {
+            // all that holds the consumer
+            drop((partitions, watch, events, sender));
             drop(consumer);
             drop(left);
         };
-        let spawned = std::thread::Builder::new().name(format!("{}-farewell", P::SERVICE)).spawn(leave);
-        if spawned.is_ok() && leaving.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+        let spawned = std::thread::Builder::new().name(format!("{}-leave", P::SERVICE)).spawn(leave);
+        if spawned.is_ok() && leaving.recv_timeout(LEAVE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("left the group without its answer");
         }
     }
 
     fn serve(&mut self) -> Result<()> {
-        let mut checked = Instant::now();
+        let mut busy = false;
         while !self.shutdown.is_cancelled() {
-            match self.consumer.poll(POLL) {
+            let timeout = if busy { Duration::ZERO } else { self.sleep() };
+            match self.events.recv_timeout(timeout) {
+                Ok(event) => self.handle(event)?,
+                Err(_) => self.poll_group()?,
+            }
+            while let Ok(event) = self.events.try_recv() {
+                self.handle(event)?;
+            }
+            busy = self.fill()?;
+            self.dispatch();
+            self.timed();
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event<P>) -> Result<()> {
+        match event {
+            Event::Group => self.poll_group(),
+            Event::Readable(source) => {
+                self.readable(&source);
+                Ok(())
+            }
+            Event::Begun(id, begun) => self.begun(&id, begun),
+            Event::Looked(id, looked) => self.looked(&id, looked),
+            Event::Applied(id, applier, buffer, applied) => self.applied(&id, applier, buffer, applied),
+        }
+    }
+
+    /// The partition, unless reading has begun again since.
+    fn current(&mut self, id: &Id) -> Option<&mut Partition<P>> {
+        self.partitions.get_mut(&id.source).filter(|partition| partition.generation == id.generation)
+    }
+
+    fn poll_group(&mut self) -> Result<()> {
+        // a rebalance does not come back from `poll`, and more may be queued after it
+        for _ in 0..3 {
+            match self.consumer.poll(Duration::ZERO) {
                 None => {}
-                // fetched before its partition had a queue of its own: read it again from there
-                Some(Ok(message)) => {
-                    let partition =
-                        (rdkafka::Message::topic(&message).to_owned(), rdkafka::Message::partition(&message));
-                    drop(message);
-                    self.restart(&partition)?;
-                }
+                // every partition has a queue of its own before it is assigned
+                Some(Ok(message)) => tracing::error!("a record of {} came unasked", rdkafka::Message::topic(&message)),
                 Some(Err(error)) => self.consumer_error(&error)?,
             }
-            for change in self.consumer.context().take_changes() {
-                match change {
-                    Change::Assigned(partitions) => self.assign(partitions)?,
-                    Change::Revoked(partitions) => self.revoke(&partitions),
-                }
-            }
-            while let Ok(report) = self.reports.try_recv() {
-                match report {
-                    Report::Ended(partition, Ok(Applied::Fenced)) => {
-                        tracing::warn!(
-                            "{} partition {} was applied by another process; reading its offset anew",
-                            partition.0,
-                            partition.1
-                        );
-                        self.restart(&partition)?;
-                    }
-                    Report::Ended(_, Ok(_)) => {}
-                    Report::Ended(_, Err(error)) => return Err(error),
-                    Report::Fetch(error) => self.consumer_error(&error)?,
-                }
-            }
-            if checked.elapsed() >= CHECK {
-                self.check()?;
-                checked = Instant::now();
+        }
+        for change in self.consumer.context().take_changes() {
+            match change {
+                Change::Assigned(partitions) => self.assign(partitions)?,
+                Change::Revoked(partitions) => self.revoke(&partitions)?,
             }
         }
         Ok(())
     }
 
-    fn assign(&mut self, partitions: Vec<Partition>) -> Result<()> {
-        self.work.assigned.store(self.workers.len() + partitions.len(), Ordering::Relaxed);
-        let mut begun = Vec::new();
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            let Some(next_offset) = self.begin(&partition)? else { return Ok(()) };
-            list.add_partition_offset(&partition.0, partition.1, Offset::Offset(next_offset))?;
-            // before it is assigned, so that no record of it goes to the common queue
-            let queue =
-                self.consumer.split_partition_queue(&partition.0, partition.1).context("no queue for a partition")?;
-            begun.push((partition, queue, next_offset));
-        }
-        self.consumer.incremental_assign(&list).context("taking over partitions")?;
-        for (partition, queue, next_offset) in begun {
-            tracing::info!("reading {} partition {} from offset {next_offset}", partition.0, partition.1);
-            let worker = Worker::start(&self.work, partition.clone(), queue, next_offset)?;
-            self.workers.insert(partition, worker);
+    fn assign(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
+        // the group waits for this call; each partition follows when it is known where it begins
+        self.consumer.incremental_assign(&TopicPartitionList::new()).context("taking over partitions")?;
+        for source in partitions {
+            self.partitions.insert(source.clone(), Partition::new());
+            self.begin(&source);
         }
         Ok(())
     }
 
-    fn revoke(&mut self, partitions: &[Partition]) {
-        let gone: Vec<_> = partitions.iter().filter_map(|partition| self.workers.remove_entry(partition)).collect();
-        let committed =
-            gone.iter().map(|(partition, worker)| (partition.clone(), worker.next_offset.clone())).collect();
-        Worker::join_all(gone.into_iter().map(|(_, worker)| worker), &self.work.tokio);
-        for (topic, partition) in partitions {
-            tracing::info!("gave up {topic} partition {partition}");
-            lag::<P>(&(topic.clone(), *partition)).set(0.0);
+    /// Asks where to begin.
+    fn begin(&mut self, source: &TopicPartition) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        self.next_generation += 1;
+        partition.generation = self.next_generation;
+        partition.stop = CancellationToken::new();
+        partition.state = State::Beginning;
+        let id = Id { source: source.clone(), generation: partition.generation };
+        let (watch, stop, sender) = (Arc::clone(&self.watch), partition.stop.clone(), self.sender.clone());
+        self.tokio.spawn(async move {
+            let begun = watch.begin(&id.source, &stop).await;
+            // nobody listens when the service is ending
+            let _ = sender.send(Event::Begun(id, begun));
+        });
+    }
+
+    fn begun(&mut self, id: &Id, begun: Result<Option<i64>>) -> Result<()> {
+        if self.current(id).is_none() {
+            return Ok(());
         }
-        self.tell_group(&committed);
+        let Some(next_offset) = begun? else { return Ok(()) };
+        let source = &id.source;
+        // before it is assigned, so that no record of it goes to the group's queue
+        let mut queue = self
+            .consumer
+            .split_partition_queue(&source.topic, source.partition)
+            .with_context(|| format!("no queue for {source}"))?;
+        queue.set_nonempty_callback({
+            let (sender, source) = (self.sender.clone(), source.clone());
+            move || {
+                // nobody listens when the service is ending
+                let _ = sender.send(Event::Readable(source.clone()));
+            }
+        });
         let mut list = TopicPartitionList::new();
-        for (topic, partition) in partitions {
-            list.add_partition(topic, *partition);
+        list.add_partition_offset(&source.topic, source.partition, Offset::Offset(next_offset))?;
+        self.consumer.incremental_assign(&list).with_context(|| format!("beginning with {source}"))?;
+        tracing::info!("reading {source} from offset {next_offset}");
+        let applier = Applier::new(Arc::clone(&self.work), source.clone(), next_offset);
+        if let Some(partition) = self.partitions.get_mut(source) {
+            partition.state = State::Reading(Box::new(Reading::new(queue, applier)));
+        }
+        self.calls.push_back(source.clone());
+        self.readable(source);
+        Ok(())
+    }
+
+    /// Begins a partition again, where Postgres says, after `pause`; after its transaction under way.
+    fn restart(&mut self, source: &TopicPartition, pause: Duration) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        partition.stop.cancel();
+        if let Some(reading) = partition.reading() {
+            if reading.task.is_some() {
+                reading.begin_again = true;
+                return;
+            }
+            if let Some(buffer) = reading.buffer.take() {
+                self.buffers.give_back(buffer);
+            }
+        }
+        partition.state = State::Pausing(Instant::now() + pause);
+        self.next_timer = Instant::now();
+        self.unassign(std::slice::from_ref(source));
+    }
+
+    /// Takes partitions from the client, and their buffers back.
+    fn unassign(&mut self, sources: &[TopicPartition]) {
+        for queue in [&mut self.filling, &mut self.waiting, &mut self.calls] {
+            queue.retain(|source| !sources.contains(source));
+        }
+        let assigned = self.consumer.assignment().unwrap_or_default();
+        let mut list = TopicPartitionList::new();
+        for source in sources {
+            if assigned.find_partition(&source.topic, source.partition).is_some() {
+                list.add_partition(&source.topic, source.partition);
+            }
         }
         if let Err(error) = self.consumer.incremental_unassign(&list) {
             tracing::warn!("giving up partitions: {error}");
         }
-        self.work.assigned.store(self.workers.len(), Ordering::Relaxed);
     }
 
-    /// Starts a partition's worker anew, at the offset in Postgres.
-    fn restart(&mut self, partition: &Partition) -> Result<()> {
-        let Some(worker) = self.workers.remove(partition) else { return Ok(()) };
-        worker.join(&self.work.tokio);
-        let Some(next_offset) = self.begin(partition)? else { return Ok(()) };
-        let queue =
-            self.consumer.split_partition_queue(&partition.0, partition.1).context("no queue for a partition")?;
-        let mut left = SEEKS;
-        while let Err(error) = self.consumer.seek(&partition.0, partition.1, Offset::Offset(next_offset), TIMEOUT) {
-            left -= 1;
-            // not ours any more: the group is about to tell
-            if self.consumer.assignment()?.find_partition(&partition.0, partition.1).is_none() {
-                return Ok(());
-            }
-            if left == 0 {
-                bail!("{} partition {} cannot be read on from offset {next_offset}: {error}", partition.0, partition.1);
-            }
+    fn revoke(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.stop(partitions)?;
+        self.commit_group_offsets(&self.committed(partitions));
+        for source in partitions {
+            self.remove(source);
+            tracing::info!("gave up {source}");
+            lag::<P>(source).set(0.0);
         }
-        let worker = Worker::start(&self.work, partition.clone(), queue, next_offset)?;
-        self.workers.insert(partition.clone(), worker);
+        self.unassign(partitions);
         Ok(())
     }
 
-    /// Where to begin, once both Kafka and Postgres have told; none when asked to stop meanwhile.
-    fn begin(&self, partition: &Partition) -> Result<Option<i64>> {
+    /// Forgets a partition; its buffer goes back.
+    fn remove(&mut self, source: &TopicPartition) {
+        if let Some(mut partition) = self.partitions.remove(source)
+            && let Some(buffer) = partition.reading().and_then(|reading| reading.buffer.take())
+        {
+            self.buffers.give_back(buffer);
+        }
+    }
+
+    /// Stops these partitions together, so that all of them take no longer than one may. A
+    /// transaction that takes longer is left behind: the fence decides whether it counts.
+    fn stop(&mut self, sources: &[TopicPartition]) -> Result<()> {
+        let end = Instant::now() + STOP_TIMEOUT;
+        for source in sources {
+            if let Some(partition) = self.partitions.get_mut(source) {
+                partition.stop.cancel();
+            }
+        }
+        let mut result = Ok(());
         loop {
-            let why = match self.look(partition) {
-                Ok(now) => {
-                    let source = (partition.0.as_str(), partition.1);
-                    let begin = offsets::begin(&self.work.shared.pool, P::SERVICE, source, now.low, &now.identity);
-                    match self.in_time(begin) {
-                        Ok(position) => {
-                            identity::check(&position, &now)?;
-                            return Ok(Some(position.next_offset));
-                        }
-                        Err(error) => ("postgres", error),
+            let is_busy = |source: &&TopicPartition| {
+                let partition = self.partitions.get(*source);
+                partition.is_some_and(
+                    |partition| matches!(&partition.state, State::Reading(reading) if reading.task.is_some()),
+                )
+            };
+            let busy: Vec<_> = sources.iter().filter(is_busy).cloned().collect();
+            if busy.is_empty() {
+                return result;
+            }
+            match self.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                // rebalances wait for this one
+                Ok(Event::Group) => {}
+                Ok(event) => result = result.and(self.handle(event)),
+                Err(_) => {
+                    for source in busy {
+                        tracing::warn!("a transaction of {source} did not end in {STOP_TIMEOUT:?} and is abandoned");
+                        self.abandon(&source);
                     }
                 }
-                Err(error) => ("kafka", error),
-            };
-            self.work.shared.health.ill(why.0, format!("waiting: {:#}", why.1));
-            if self.shutdown.is_cancelled() {
-                return Ok(None);
             }
-            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn abandon(&mut self, source: &TopicPartition) {
+        let Some(partition) = self.partitions.get_mut(source) else { return };
+        // what it says from now on is not heard
+        partition.generation = 0;
+        if let Some(task) = partition.reading().and_then(|reading| reading.task.take()) {
+            task.abort();
+            self.under_way -= 1;
+            self.buffers.lost_one();
         }
     }
 
-    /// An answer of Postgres. One that is frozen must not freeze this thread.
-    fn in_time<T>(&self, answer: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
-        let answer = async { tokio::time::timeout(TIMEOUT, answer).await };
-        Ok(self.work.tokio.block_on(answer).context("no answer in time")??)
-    }
-
-    fn look(&self, partition: &Partition) -> Result<identity::Partition> {
-        let identity = topic_identity(self.consumer.client(), &partition.0)?;
-        let (low, high) = self.consumer.fetch_watermarks(&partition.0, partition.1, TIMEOUT)?;
-        self.work.shared.health.well("kafka");
-        Ok(identity::Partition { identity, low, high })
-    }
-
-    /// Every few seconds: the group learns our offsets, metrics the lag, and the topic is looked
-    /// at, since one that is deleted and made anew under us keeps its name.
-    fn check(&mut self) -> Result<()> {
-        self.tell_group(&self.offsets_of_workers());
-        for (partition, next_offset) in self.offsets_of_workers() {
-            if self.shutdown.is_cancelled() {
-                return Ok(());
-            }
-            // before Postgres is asked: what is committed meanwhile only makes its answer larger
-            let believed = next_offset.load(Ordering::Relaxed);
-            let now = match self.look(&partition) {
-                Ok(now) => now,
-                Err(error) => {
-                    self.work.shared.health.ill("kafka", format!("waiting: {error:#}"));
-                    return Ok(());
-                }
-            };
-            let source = (partition.0.as_str(), partition.1);
-            let begin = offsets::begin(&self.work.shared.pool, P::SERVICE, source, now.low, &now.identity);
-            let position = match self.in_time(begin) {
-                Ok(position) => position,
-                Err(error) => {
-                    self.work.shared.health.ill("postgres", format!("waiting: {error:#}"));
-                    return Ok(());
-                }
-            };
-            lag::<P>(&partition).set((now.high - position.next_offset) as f64);
-            identity::check(&position, &identity::Partition { low: now.low.min(position.next_offset), ..now })?;
-            if position.next_offset < believed {
-                tracing::warn!(
-                    "{} partition {}: Postgres was set back from offset {believed} to {}; reading that part again",
-                    partition.0,
-                    partition.1,
-                    position.next_offset
-                );
-                self.restart(&partition)?;
-            }
-        }
-        if self.work.shared.troubled.load(Ordering::Relaxed) == 0 {
-            self.work.shared.health.well("postgres");
-        }
-        Ok(())
-    }
-
-    fn offsets_of_workers(&self) -> HashMap<Partition, Arc<AtomicI64>> {
-        self.workers.iter().map(|(partition, worker)| (partition.clone(), worker.next_offset.clone())).collect()
+    fn committed(&self, sources: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
+        let committed = |source: &TopicPartition| match &self.partitions.get(source)?.state {
+            State::Reading(reading) => Some((source.clone(), reading.committed)),
+            State::Beginning | State::Pausing(_) => None,
+        };
+        sources.iter().filter_map(committed).collect()
     }
 
     /// For lag monitors only: nobody begins at these, and nobody waits for a broker that is away.
-    fn tell_group(&self, offsets: &HashMap<Partition, Arc<AtomicI64>>) {
+    fn commit_group_offsets(&self, offsets: &[(TopicPartition, i64)]) {
         let mut list = TopicPartitionList::new();
-        for ((topic, partition), offset) in offsets {
-            if let Err(error) =
-                list.add_partition_offset(topic, *partition, Offset::Offset(offset.load(Ordering::Relaxed)))
-            {
+        for (source, offset) in offsets {
+            if let Err(error) = list.add_partition_offset(&source.topic, source.partition, Offset::Offset(*offset)) {
                 tracing::debug!("an offset for the group: {error}");
             }
         }
         if list.count() > 0
             && let Err(error) = self.consumer.commit(&list, CommitMode::Async)
         {
-            tracing::debug!("telling the group our offsets: {error}");
+            tracing::debug!("committing the group's offsets: {error}");
         }
     }
 
-    /// Errors that pass are said; those that don't, stop the service.
-    fn consumer_error(&mut self, error: &KafkaError) -> Result<()> {
+    /// Errors that pass are reported; those that don't, stop the service.
+    fn consumer_error(&self, error: &KafkaError) -> Result<()> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
-            Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
-                self.check()?;
-                bail!("Kafka no longer has the record that comes next ({error}); see `onhand offsets`")
-            }
             Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
                 bail!(
                     "a topic is gone while {} reads it: {error}; create it again and see `onhand offsets`",
@@ -303,14 +406,16 @@ impl<P: Projection> Assignment<P> {
                 | Code::ClusterAuthorizationFailed
                 | Code::Fatal,
             ) => bail!("Kafka refuses {}: {error}", P::SERVICE),
-            _ => self.work.shared.health.ill("kafka", error.to_string()),
+            _ => self.work.health.ill("kafka", error.to_string()),
         }
         Ok(())
     }
 }
 
 /// Records of a partition that are still to be read; 0 in a process that does not read it.
-fn lag<P: Projection>((topic, partition): &Partition) -> metrics::Gauge {
-    let partition = partition.to_string();
-    metrics::gauge!("onhand_projection_lag", "service" => P::SERVICE, "topic" => topic.clone(), "partition" => partition)
+fn lag<P: Projection>(source: &TopicPartition) -> metrics::Gauge {
+    metrics::gauge!(
+        "onhand_projection_lag", "service" => P::SERVICE,
+        "topic" => source.topic.to_string(), "partition" => source.partition.to_string()
+    )
 }

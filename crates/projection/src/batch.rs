@@ -2,7 +2,19 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use events::{DeadLetter, Refusal, dead_letter::RecordPlace};
+use events::{DeadLetter, Refusal, Timestamp, dead_letter::RecordPlace};
+
+use crate::TopicPartition;
+
+/// What a refusal takes beside its payload while it is written: a reason, headers, and their copy in
+/// a statement. Bytes.
+const REFUSAL_COST: usize = 2_048;
+/// How many times its payload a refusal takes: as text, in base64, escaped, and again in a statement.
+const REFUSAL_FACTOR: usize = 8;
+/// The same for a payload that is kept since it may have to be refused, or to wait.
+const KEPT_FACTOR: usize = 4;
+/// Of a longer payload a refusal holds only the beginning (`events::dead_letter`).
+const REFUSED_PART: usize = 64 << 10;
 
 /// What a decoder makes of a record's payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +33,8 @@ pub struct Received<E> {
     place: Place,
 }
 
-/// A run of records as a service sees it.
+/// A run of records as a service sees it. It has no events when only time has passed: then `due`
+/// says what timed work may be done, and without `due` the service is only asked when to wake it.
 #[derive(Debug)]
 pub struct Batch<'a, E> {
     /// The topic they are from.
@@ -30,9 +43,24 @@ pub struct Batch<'a, E> {
     pub partition: i32,
     /// Those that could be decoded, in the order of their offsets.
     pub events: &'a [Received<E>],
+    /// Timed work that may be done now.
+    pub due: Option<Due<'a>>,
     service: &'a str,
     encode: fn(&E) -> Vec<u8>,
     bytes: &'a [u8],
+}
+
+/// Timed work of one partition. Like a batch it is tried again in smaller parts until the one row
+/// that cannot be applied is alone, and that is refused.
+#[derive(Debug, Clone, Copy)]
+pub struct Due<'a> {
+    /// As of this moment the partition was read to its end, and all of it is applied. What fell due
+    /// later does not count yet: the record that it waits for may still be unread.
+    pub caught_up_at: Timestamp,
+    /// How many rows to take at most, those that fell due first.
+    pub limit: usize,
+    /// The one row (`limit` is 1) cannot be applied, for this reason: refuse it.
+    pub refuse: Option<&'a str>,
 }
 
 /// Where a record stands in its partition, and its bytes in the batch: key, then payload unless it
@@ -76,26 +104,36 @@ impl<E> Batch<'_, E> {
     }
 }
 
-/// A batch as it is filled; its buffers are used again and again.
+/// A batch as it is filled; its memory is used again and again.
 #[derive(Debug)]
 pub(crate) struct Buffer<E> {
     events: Vec<Received<E>>,
     refused: Vec<(Place, Refusal)>,
     bytes: Vec<u8>,
-    /// The offset behind the last record.
+    /// The offset after the last record.
     end: i64,
+    /// Bytes of memory that its records take, now and while they are applied.
+    cost: usize,
 }
 
 impl<E> Buffer<E> {
     /// An empty one, with room for so many events at once: a vector that grows takes twice as much.
     pub(crate) fn new(room: usize) -> Buffer<E> {
-        Buffer { events: Vec::with_capacity(room), refused: Vec::new(), bytes: Vec::new(), end: 0 }
+        Buffer { events: Vec::with_capacity(room), refused: Vec::new(), bytes: Vec::new(), end: 0, cost: 0 }
+    }
+
+    /// No records, up to the offset `end`: for timed work, and for offsets that hold no record.
+    pub(crate) fn empty(end: i64) -> Buffer<E> {
+        Buffer { end, ..Buffer::new(0) }
     }
 
     pub(crate) fn clear(&mut self) {
         self.events.clear();
-        self.refused.clear();
+        self.refused = Vec::new();
         self.bytes.clear();
+        // one large record must not keep its room for ever
+        self.bytes.shrink_to(REFUSED_PART);
+        self.cost = 0;
     }
 
     pub(crate) fn push(&mut self, offset: i64, key: &[u8], payload: &[u8], decoded: Result<Decoded<E>, Refusal>) {
@@ -111,6 +149,12 @@ impl<E> Buffer<E> {
             self.bytes.extend_from_slice(payload);
         }
         self.end = offset + 1;
+        let kept = if keep { payload.len() } else { 0 };
+        let factor = if decoded.is_err() { REFUSAL_FACTOR } else { KEPT_FACTOR };
+        self.cost += size_of::<Received<E>>() + key.len() + kept + factor * kept.min(REFUSED_PART);
+        if decoded.is_err() {
+            self.cost += REFUSAL_COST;
+        }
         match decoded {
             Ok(Decoded { event, .. }) => self.events.push(Received { event, place }),
             Err(refusal) => self.refused.push((place, refusal)),
@@ -126,9 +170,9 @@ impl<E> Buffer<E> {
         self.len() == 0
     }
 
-    /// Bytes of memory that its records take.
-    pub(crate) fn size(&self) -> usize {
-        self.bytes.len() + self.events.len() * size_of::<Received<E>>()
+    /// Bytes of memory that its records take, now and while they are applied.
+    pub(crate) fn cost(&self) -> usize {
+        self.cost
     }
 
     /// All of it, as a run to apply.
@@ -149,21 +193,24 @@ impl<E> Buffer<E> {
         &'a self,
         service: &'a str,
         encode: fn(&E) -> Vec<u8>,
-        source: (&'a str, i32),
+        source: &'a TopicPartition,
         run: &Run,
+        due: Option<Due<'a>>,
     ) -> Batch<'a, E> {
-        let (topic, partition) = source;
-        Batch { topic, partition, events: &self.events[run.events.clone()], service, encode, bytes: &self.bytes }
+        let (topic, partition) = (source.topic.as_ref(), source.partition);
+        let events = &self.events[run.events.clone()];
+        Batch { topic, partition, events, due, service, encode, bytes: &self.bytes }
     }
 
     /// Dead letters of the records from `start` to the run's end that could not be decoded.
-    pub(crate) fn undecoded(&self, service: &str, source: (&str, i32), start: i64, run: &Run) -> Vec<DeadLetter> {
+    pub(crate) fn undecoded(&self, service: &str, source: &TopicPartition, start: i64, run: &Run) -> Vec<DeadLetter> {
         let inside = |place: &Place| (start..run.end).contains(&place.offset);
         self.refused
             .iter()
             .filter(|(place, _)| inside(place))
             .map(|(place, refusal)| {
-                let record = RecordPlace { service, topic: source.0, partition: source.1, offset: place.offset };
+                let record =
+                    RecordPlace { service, topic: &source.topic, partition: source.partition, offset: place.offset };
                 let payload = payload_of(*place, place.payload_length.unwrap_or(0), &self.bytes);
                 DeadLetter::of_record(record, key_of(*place, &self.bytes), payload, refusal)
             })

@@ -11,13 +11,12 @@ use rdkafka::{
     types::RDKafkaRespErr,
 };
 
-/// A partition of a topic.
-pub(crate) type Partition = (String, i32);
+use crate::TopicPartition;
 
 /// What the group decided.
 pub(crate) enum Change {
-    Assigned(Vec<Partition>),
-    Revoked(Vec<Partition>),
+    Assigned(Vec<TopicPartition>),
+    Revoked(Vec<TopicPartition>),
 }
 
 /// Takes down what the group decides; the consumer's thread acts on it.
@@ -43,7 +42,7 @@ impl ClientContext for Context {}
 
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
-        let list = partitions.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
+        let list = partitions.elements().iter().map(|one| TopicPartition::new(one.topic(), one.partition())).collect();
         let change = match kind {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Change::Assigned(list),
             _ if self.closing.load(Ordering::Relaxed) => {

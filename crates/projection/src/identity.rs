@@ -1,7 +1,5 @@
 //! Whether a topic is still the one that was read before, and still holds what comes next.
 
-use anyhow::Result;
-
 use crate::Position;
 
 /// What Kafka says of a partition now.
@@ -14,8 +12,28 @@ pub(crate) struct Partition {
     pub(crate) high: i64,
 }
 
-/// An error, with what to do, when reading on at `position` would skip or repeat records.
-pub(crate) fn check(position: &Position, now: &Partition) -> Result<()> {
+/// Why reading on would skip or repeat records, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    /// It is another topic.
+    #[error("{0}")]
+    Topic(String),
+    /// The records that come next are not there. A broker that has just started may say so for a
+    /// moment; so this is asked again before it is believed.
+    #[error("{0}")]
+    Records(String),
+}
+
+impl Lost {
+    /// Whether asking again would not change it.
+    pub(crate) fn is_certain(&self) -> bool {
+        matches!(self, Lost::Topic(_))
+    }
+}
+
+/// An error when reading on at `position` would skip or repeat records. The position must have been
+/// asked for before Kafka's end, since both grow.
+pub(crate) fn check(position: &Position, now: &Partition) -> Result<(), Lost> {
     let Position { service, topic, partition, next_offset, topic_identity } = position;
     let remedy = format!(
         "see where things stand with `onhand offsets`; to begin at the topic's first record, stop {service} and run \
@@ -27,20 +45,22 @@ pub(crate) fn check(position: &Position, now: &Partition) -> Result<()> {
         } else {
             "is on another Kafka cluster"
         };
-        anyhow::bail!("topic {topic} {what} since {service} read it: its offsets mean nothing here; {remedy}");
+        return Err(Lost::Topic(format!(
+            "topic {topic} {what} since {service} read it: its offsets mean nothing here; {remedy}"
+        )));
     }
     if *next_offset < now.low {
-        anyhow::bail!(
+        return Err(Lost::Records(format!(
             "topic {topic} partition {partition}: records {next_offset} to {} were deleted before {service} read them \
              (retention); bring them back by importing their files again, and {remedy}",
             now.low - 1
-        );
+        )));
     }
     if *next_offset > now.high {
-        anyhow::bail!(
+        return Err(Lost::Records(format!(
             "topic {topic} partition {partition} ends at {}, but {service} has read up to {next_offset}: it lost records; {remedy}",
             now.high
-        );
+        )));
     }
     Ok(())
 }
@@ -82,5 +102,15 @@ mod tests {
             complaint(&partition("c1/t1", 11, 99)).contains("records 10 to 10 were deleted before stock read them")
         );
         assert!(complaint(&partition("c1/t1", 0, 9)).contains("ends at 9, but stock has read up to 10"));
+    }
+
+    #[test]
+    fn only_another_topic_is_certain_at_the_first_look() {
+        let certain = |now: &Partition| check(&position(), now).expect_err("must be refused").is_certain();
+        assert_eq!(
+            [("c1/t2", 0, 99), ("c2/t1", 0, 99)].map(|(id, low, high)| certain(&partition(id, low, high))),
+            [true; 2]
+        );
+        assert_eq!([(11, 99), (0, 9)].map(|(low, high)| certain(&partition("c1/t1", low, high))), [false; 2]);
     }
 }

@@ -1,6 +1,6 @@
 //! Kafka into Postgres, exactly once, whatever the service: a service brings a decoder, a batch
 //! function that runs inside the transaction, and its timed work. Assignment, the offset fence,
-//! batching, back-pressure, the outbox, retries, bisection and shutdown are here and only here.
+//! batching, back-pressure, timers, the outbox, retries, bisection and shutdown are here and only here.
 //! Knows nothing of any service.
 
 mod apply;
@@ -11,19 +11,25 @@ mod group;
 mod identity;
 mod offsets;
 mod outbox;
+mod partition;
 mod run;
-mod timer;
-mod worker;
+mod topic_partition;
+mod watch;
 
 use std::{future::Future, time::Duration};
 
 use events::{DeadLetter, Refusal, Timestamp};
 use sqlx::PgConnection;
 
-pub use batch::{Batch, Decoded, Received};
+pub use batch::{Batch, Decoded, Due, Received};
 pub use error::ApplyError;
 pub use offsets::{Position, forget, positions};
-pub use run::{Settings, run};
+pub use run::{Settings, TRANSACTION_TIMEOUT, run};
+pub use topic_partition::TopicPartition;
+
+/// Bytes of messages, and of rows that hold whole records, that a batch may make. A service whose
+/// batch would make more returns [`ApplyError::TooLarge`], and is given half of it.
+pub const OUTPUT_LIMIT: usize = 4 << 20;
 
 /// What a service does with its events. Everything in it may be called again after a failure: the
 /// effects are in the transaction that is passed in, and nowhere else.
@@ -47,6 +53,8 @@ pub trait Projection: Send + Sync + 'static {
 
     /// Applies events of one partition, in the order of its records, inside the transaction that
     /// also moves the offset. `attempt` counts from 0 and rises after [`ApplyError::Stale`].
+    /// Without events it does the timed work of the partition, see [`Batch::due`]. Nothing else
+    /// works on this partition meanwhile, in any process.
     fn apply(
         &self,
         tx: &mut PgConnection,
@@ -54,34 +62,19 @@ pub trait Projection: Send + Sync + 'static {
         batch: Batch<'_, Self::Event>,
         now: Timestamp,
         attempt: u32,
-    ) -> impl Future<Output = Result<Said<Self::Outcome>, ApplyError>> + Send;
+    ) -> impl Future<Output = Result<BatchOutput<Self::Outcome>, ApplyError>> + Send;
 
-    /// Work whose time has come, in a transaction of its own. It is called in every process of the
-    /// service at once, so it must lock what it takes.
-    fn due(
-        &self,
-        tx: &mut PgConnection,
-        now: Timestamp,
-    ) -> impl Future<Output = Result<Due<Self::Outcome>, ApplyError>> + Send;
-
-    /// What was done is committed, `took` after it was begun: time to log and to count.
-    fn committed(&self, outcome: Self::Outcome, took: Duration);
+    /// What was done is committed, `elapsed` after it was begun: time to log and to count.
+    fn committed(&self, outcome: Self::Outcome, elapsed: Duration);
 }
 
-/// What a batch leaves to say, besides its rows.
+/// What a batch leaves, besides its rows.
 #[derive(Debug)]
-pub struct Said<O> {
+pub struct BatchOutput<O> {
     /// For the errors topic.
     pub dead_letters: Vec<DeadLetter>,
     /// For [`Projection::committed`].
     pub outcome: O,
-}
-
-/// What timed work did.
-#[derive(Debug)]
-pub struct Due<O> {
-    /// What it says; none when nothing was due.
-    pub said: Option<Said<O>>,
-    /// When the next work is due, if any waits.
-    pub next: Option<Timestamp>,
+    /// When this partition has timed work, if any waits. It may be called later, never before.
+    pub wake_at: Option<Timestamp>,
 }

@@ -1,6 +1,10 @@
 //! Offsets in Postgres, beside the rows they stand for: the fence that makes applying exact.
 
+use std::collections::HashMap;
+
 use sqlx::{PgConnection, PgPool, Row};
+
+use crate::TopicPartition;
 
 /// Where a service stands in a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,35 +21,28 @@ pub struct Position {
     pub topic_identity: String,
 }
 
-/// The position in a partition; where there is none yet, it begins at `first`.
+const COLUMNS: &str = "service, topic, partition, next_offset, topic_identity";
+
+/// The position in a partition, if there is one yet. Waits for no lock, so that a process that was
+/// frozen in the middle of a transaction does not hold up its successor here.
+pub(crate) async fn position(pool: &PgPool, service: &str, source: &TopicPartition) -> sqlx::Result<Option<Position>> {
+    let sql = format!("SELECT {COLUMNS} FROM consumer_offsets WHERE service = $1 AND topic = $2 AND partition = $3");
+    let query = sqlx::query(&sql).bind(service).bind(source.topic.as_ref()).bind(source.partition);
+    Ok(query.fetch_optional(pool).await?.as_ref().map(from_row))
+}
+
+/// The first position in a partition: `first`, unless another process has just written one.
 pub(crate) async fn begin(
     pool: &PgPool,
     service: &str,
-    source: (&str, i32),
+    source: &TopicPartition,
     first: i64,
     identity: &str,
-) -> sqlx::Result<Position> {
-    sqlx::query(
-        "INSERT INTO consumer_offsets (service, topic, partition, next_offset, topic_identity)
-         VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
-    )
-    .bind(service)
-    .bind(source.0)
-    .bind(source.1)
-    .bind(first)
-    .bind(identity)
-    .execute(pool)
-    .await?;
-    let row = sqlx::query(
-        "SELECT service, topic, partition, next_offset, topic_identity FROM consumer_offsets
-         WHERE service = $1 AND topic = $2 AND partition = $3",
-    )
-    .bind(service)
-    .bind(source.0)
-    .bind(source.1)
-    .fetch_one(pool)
-    .await?;
-    Ok(position(&row))
+) -> sqlx::Result<()> {
+    let sql = format!("INSERT INTO consumer_offsets ({COLUMNS}) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING");
+    let query = sqlx::query(&sql).bind(service).bind(source.topic.as_ref()).bind(source.partition);
+    query.bind(first).bind(identity).execute(pool).await?;
+    Ok(())
 }
 
 /// Moves the position from `from` to `to`, in the transaction that writes what lies between. False:
@@ -53,7 +50,7 @@ pub(crate) async fn begin(
 pub(crate) async fn advance(
     tx: &mut PgConnection,
     service: &str,
-    source: (&str, i32),
+    source: &TopicPartition,
     from: i64,
     to: i64,
 ) -> sqlx::Result<bool> {
@@ -62,8 +59,8 @@ pub(crate) async fn advance(
          WHERE service = $1 AND topic = $2 AND partition = $3 AND next_offset = $4",
     )
     .bind(service)
-    .bind(source.0)
-    .bind(source.1)
+    .bind(source.topic.as_ref())
+    .bind(source.partition)
     .bind(from)
     .bind(to)
     .execute(tx)
@@ -71,19 +68,40 @@ pub(crate) async fn advance(
     Ok(moved.rows_affected() == 1)
 }
 
+/// Ends transactions of this service that have waited for their process for as long as
+/// `idle_in_transaction_session_timeout` allows, and so hold locks for nobody. The server does it by
+/// itself for one that is between two statements, but not for one in the middle of a COPY. Returns
+/// how many there were.
+pub(crate) async fn end_abandoned(pool: &PgPool) -> sqlx::Result<u64> {
+    let ended = sqlx::query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+         WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+           AND application_name = current_setting('application_name') AND wait_event_type = 'Client'
+           AND xact_start < clock_timestamp() - current_setting('idle_in_transaction_session_timeout')::interval",
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(ended.len() as u64)
+}
+
+/// Positions of a service in these topics, by partition.
+pub(crate) async fn positions_of(pool: &PgPool, service: &str) -> sqlx::Result<HashMap<TopicPartition, Position>> {
+    let sql = format!("SELECT {COLUMNS} FROM consumer_offsets WHERE service = $1");
+    let rows = sqlx::query(&sql).bind(service).fetch_all(pool).await?;
+    let positions = rows.iter().map(from_row);
+    Ok(positions.map(|position| (TopicPartition::new(&position.topic, position.partition), position)).collect())
+}
+
 /// Every position, by service, topic and partition.
 pub async fn positions(connection: &mut PgConnection) -> sqlx::Result<Vec<Position>> {
-    let rows = sqlx::query(
-        "SELECT service, topic, partition, next_offset, topic_identity FROM consumer_offsets ORDER BY 1, 2, 3",
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(rows.iter().map(position).collect())
+    let sql = format!("SELECT {COLUMNS} FROM consumer_offsets ORDER BY 1, 2, 3");
+    let rows = sqlx::query(&sql).fetch_all(connection).await?;
+    Ok(rows.iter().map(from_row).collect())
 }
 
 /// Forgets a service's positions in a topic, so that it begins at the topic's first record: the way
-/// on after a topic was made anew. What it applied stays, and its ids keep it from applying again.
-/// Returns how many partitions were forgotten.
+/// on after a topic was created again. What it applied stays, and its ids keep it from applying
+/// again. Returns how many partitions were forgotten.
 pub async fn forget(connection: &mut PgConnection, service: &str, topic: &str) -> sqlx::Result<u64> {
     let forgotten = sqlx::query("DELETE FROM consumer_offsets WHERE service = $1 AND topic = $2")
         .bind(service)
@@ -93,12 +111,12 @@ pub async fn forget(connection: &mut PgConnection, service: &str, topic: &str) -
     Ok(forgotten.rows_affected())
 }
 
-fn position(row: &sqlx::postgres::PgRow) -> Position {
+fn from_row(row: &sqlx::postgres::PgRow) -> Position {
     Position {
-        service: row.get(0),
-        topic: row.get(1),
-        partition: row.get(2),
-        next_offset: row.get(3),
-        topic_identity: row.get(4),
+        service: row.get("service"),
+        topic: row.get("topic"),
+        partition: row.get("partition"),
+        next_offset: row.get("next_offset"),
+        topic_identity: row.get("topic_identity"),
     }
 }

@@ -18,8 +18,12 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Messages published, and awaited, at a time.
+/// Messages published, and awaited, at a time, and their bytes in memory. One message is published
+/// whatever its size.
 const AT_A_TIME: i64 = 1_000;
+const BYTES_AT_A_TIME: i64 = 1 << 20;
+/// Bytes of messages written to the outbox by one statement.
+const BYTES_A_STATEMENT: usize = 1 << 20;
 /// How long a relay keeps its place without a sign of life. A publication that takes longer may be
 /// repeated by another relay, with the same `ce_id`.
 const LEASE: &str = "30 seconds";
@@ -28,9 +32,23 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Writes messages to the outbox, in the transaction of what they are about.
 pub(crate) async fn put(tx: &mut PgConnection, service: &str, topic: &str, letters: &[DeadLetter]) -> sqlx::Result<()> {
-    if letters.is_empty() {
-        return Ok(());
+    // a statement holds a copy of all it writes
+    let mut rest = letters;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |letter: &&DeadLetter| {
+            let is_first = bytes == 0;
+            bytes += letter.payload.len();
+            is_first || bytes <= BYTES_A_STATEMENT
+        };
+        let (now, later) = rest.split_at(rest.iter().take_while(fits).count());
+        put_some(tx, service, topic, now).await?;
+        rest = later;
     }
+    Ok(())
+}
+
+async fn put_some(tx: &mut PgConnection, service: &str, topic: &str, letters: &[DeadLetter]) -> sqlx::Result<()> {
     let keys: Vec<_> = letters.iter().map(|letter| letter.key.as_deref()).collect();
     let payloads: Vec<_> = letters.iter().map(|letter| letter.payload.as_slice()).collect();
     let headers: Vec<_> = letters.iter().map(headers_of).collect();
@@ -85,8 +103,12 @@ impl Relay {
                 () = shutdown.cancelled() => break,
             };
             match round {
-                Ok(AT_A_TIME..) => continue,
-                Ok(_) => self.health.well("outbox"),
+                Ok(published) => {
+                    self.health.well("outbox");
+                    if published > 0 {
+                        continue;
+                    }
+                }
                 Err(error) => {
                     self.health.ill("outbox", format!("publishing refusals is held up: {error:#}"));
                     // its topic may be gone, and a producer may be of no use after an error
@@ -158,12 +180,19 @@ impl Relay {
         if held.rows_affected() == 0 {
             return Ok(Vec::new());
         }
-        let rows =
-            sqlx::query("SELECT id, topic, key, payload, headers FROM outbox WHERE service = $1 ORDER BY id LIMIT $2")
-                .bind(self.service)
-                .bind(AT_A_TIME)
-                .fetch_all(&mut *tx)
-                .await?;
+        // the sum needs the sizes alone: what is not fetched is not read
+        let rows = sqlx::query(
+            "SELECT id, topic, key, payload, headers
+             FROM (SELECT *, sum(octet_length(payload) + pg_column_size(headers) + coalesce(octet_length(key), 0))
+                             OVER (ORDER BY id) - octet_length(payload) AS before
+                   FROM outbox WHERE service = $1 ORDER BY id LIMIT $2) AS next
+             WHERE before <= $3 ORDER BY id",
+        )
+        .bind(self.service)
+        .bind(AT_A_TIME)
+        .bind(BYTES_AT_A_TIME)
+        .fetch_all(&mut *tx)
+        .await?;
         tx.commit().await?;
         rows.iter()
             .map(|row| {

@@ -1,21 +1,29 @@
 //! A service's loop, put together.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::AtomicUsize, mpsc},
+    sync::{Arc, mpsc},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use runtime::{KafkaSettings, health::Health, kafka, lifecycle::Tasks};
 use sqlx::PgPool;
-use tokio::{
-    runtime::Handle,
-    sync::{Notify, Semaphore},
-};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Projection, apply::Shared, assignment::Assignment, group::Context, outbox::Relay, timer, worker::Work};
+use crate::{
+    Projection,
+    apply::Work,
+    assignment::{Assignment, Event},
+    group::Context,
+    outbox::Relay,
+    watch::Watch,
+};
+
+/// How long a transaction may take, as a rule. One that takes longer is tried again with half of its
+/// records.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a service runs on.
 #[derive(Debug, Clone)]
@@ -30,6 +38,8 @@ pub struct Settings {
     pub batch_size: usize,
     /// Batches in Postgres at a time. The pool must have two connections more.
     pub transactions: usize,
+    /// How long a transaction may take: [`TRANSACTION_TIMEOUT`].
+    pub transaction_timeout: Duration,
 }
 
 /// Projects the topics into Postgres until shutdown. Returns when the batches in hand are committed
@@ -41,36 +51,41 @@ pub async fn run<P: Projection>(
     health: Health,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let mut topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-    topics.push(&settings.kafka.errors_topic);
-    kafka::ensure_topics(&settings.kafka, &topics, &health, &shutdown).await?;
+    let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
+    kafka::ensure_topics(&settings.kafka, &[&settings.kafka.errors_topic], &health, &shutdown).await?;
+    let partitions = kafka::ensure_topics(&settings.kafka, &topics, &health, &shutdown).await?;
 
     let shutdown = shutdown.child_token();
-    let shared = Arc::new(Shared {
+    let outbox = Arc::new(Notify::new());
+    let work = Arc::new(Work {
         projection,
         pool: pool.clone(),
         health: health.clone(),
         errors_topic: settings.kafka.errors_topic.clone(),
-        transactions: Semaphore::new(settings.transactions),
-        said: Arc::new(Notify::new()),
-        troubled: Arc::new(AtomicUsize::new(0)),
-    });
-    let (sender, reports) = mpsc::channel();
-    let work = Arc::new(Work {
-        shared: Arc::clone(&shared),
         batch_size: settings.batch_size,
-        assigned: AtomicUsize::new(0),
-        reports: sender,
-        tokio: Handle::current(),
+        transaction_timeout: settings.transaction_timeout,
+        outbox: Arc::clone(&outbox),
     });
-    let consumer: BaseConsumer<Context> = kafka::consumer(&settings.kafka, P::SERVICE, &settings.group)
-        .create_with_context(Context::default())
-        .context("Kafka settings")?;
-    let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
+    let mut config = kafka::consumer(&settings.kafka, P::SERVICE, &settings.group);
+    // the end of a partition is an event: see `assignment::timing`
+    config.set("enable.partition.eof", "true");
+    kafka::share_fetch_memory(&mut config, partitions);
+    let mut consumer: BaseConsumer<Context> =
+        config.create_with_context(Context::default()).context("Kafka settings")?;
+    let (sender, events) = mpsc::channel();
+    consumer.set_nonempty_callback({
+        let sender = sender.clone();
+        move || {
+            // nobody listens when the service is ending
+            let _ = sender.send(Event::Group);
+        }
+    });
     consumer.subscribe(&topics).context("subscribing")?;
 
+    let client = kafka::client(&settings.kafka, P::SERVICE).create().context("Kafka settings")?;
+    let watch = Watch::new(client, pool.clone(), P::SERVICE, health.clone());
     let assignment =
-        Assignment { consumer: Arc::new(consumer), work, reports, shutdown: shutdown.clone(), workers: HashMap::new() };
+        Assignment::new(Arc::new(consumer), watch, (sender, events), work, settings.transactions, shutdown.clone());
     let (ended, end) = tokio::sync::oneshot::channel();
     // a thread of its own: librdkafka's calls block
     std::thread::Builder::new().name(format!("{}-consumer", P::SERVICE)).spawn(move || {
@@ -85,9 +100,8 @@ pub async fn run<P: Projection>(
         stop.cancel();
         ended
     });
-    tasks.spawn("timed work", timer::run(Arc::clone(&shared), shutdown.clone()));
     let producer = kafka::producer(&settings.kafka, P::SERVICE);
     let relay = Relay { service: P::SERVICE, pool, kafka: settings.kafka, producer, health };
-    tasks.spawn("publishing refusals", relay.run(Arc::clone(&shared.said), shutdown));
+    tasks.spawn("publishing refusals", relay.run(outbox, shutdown));
     tasks.join().await
 }

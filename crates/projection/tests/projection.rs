@@ -9,6 +9,7 @@ use std::{
 };
 
 use house::{House, Refused};
+use rdkafka::producer::BaseRecord;
 use sandbox::Kafka;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -141,7 +142,8 @@ async fn what_is_stale_again_and_again_is_applied_in_the_end() {
     house.send(0, ["stale 13"]);
     let service = house.start().await;
     house.until_read().await;
-    assert_eq!((house.applied(0).await, house.desk.attempts(0)), (vec![0], (0..14).collect()));
+    // 11 at once; then it is read again, after a pause
+    assert_eq!((house.applied(0).await, house.desk.attempts(0)), (vec![0], (0..11).chain(0..3).collect()));
     service.stop().await.expect("a clean stop");
 }
 
@@ -238,33 +240,110 @@ async fn shutdown_ends_well_within_ten_seconds_though_no_transaction_does() {
         house.send(partition, ["stuck"]);
     }
     house.until("all are stuck", async || house.desk.attempts(0).len() == 3).await;
-    house.desk.due_hangs.store(true, Ordering::Relaxed);
     let asked = Instant::now();
     service.stop().await.expect("a clean stop");
     assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
     assert_eq!(house.count("quotients").await, 0);
 }
 
+fn wall_clock() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_micros() as i64
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn timed_work_is_called_when_its_time_has_come_not_before_and_not_much_later() {
     let house = House::new(1).await;
     let service = house.start().await;
-    house.send(0, ["1"]);
-    house.until_read().await;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_micros() as i64;
-    let alarms = "INSERT INTO alarms SELECT $1 + 1500000 + 150000 * n FROM generate_series(1, 10) AS n";
-    sqlx::query(alarms).bind(now).execute(&house.pool).await.expect("alarms");
+    house.send(0, (1..=10).map(|n| format!("alarm {}", 1_500 + 150 * n)));
     house.until("all alarms have rung", async || house.count("rung").await == 10).await;
-    let early: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM rung WHERE now < at").fetch_one(&house.pool).await.expect("a count");
-    assert_eq!(early, 0);
+    let count = async |sql: &str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&house.pool).await.expect("a count");
+    assert_eq!(count("SELECT count(*) FROM rung WHERE now < at").await, 0);
     // looking once a second would have found them in two or three heaps
-    let times: i64 =
-        sqlx::query_scalar("SELECT count(DISTINCT now) FROM rung").fetch_one(&house.pool).await.expect("a count");
+    let times = count("SELECT count(DISTINCT now) FROM rung").await;
     assert!(times > 4, "{times}");
     house.until("what it said is published", async || house.count("outbox").await == 0).await;
     let rung: i64 = house.payloads().iter().filter_map(|payload| payload["rung"].as_i64()).sum();
     assert_eq!(rung, 10);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timed_work_that_waited_while_no_process_ran_is_found_at_the_start() {
+    let house = House::new(1).await;
+    sqlx::query("INSERT INTO alarms VALUES (0, $1)").bind(wall_clock()).execute(&house.pool).await.expect("an alarm");
+    let service = house.start().await;
+    house.until("it has rung", async || house.count("rung").await == 1).await;
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_falls_due_counts_only_once_the_partition_is_read_to_its_end() {
+    let house = House::new(1).await;
+    let service = house.start().await;
+    house.desk.hold.store(true, Ordering::Relaxed);
+    house.send(0, ["alarm 3000"]);
+    let at =
+        async || sqlx::query_scalar::<_, i64>("SELECT at FROM alarms").fetch_optional(&house.pool).await.expect("rows");
+    house.until("it is set", async || at().await.is_some()).await;
+    // it falls due while these cannot be applied
+    house.send(0, ["held"; 7]);
+    let due = at().await.expect("not yet");
+    house.until("it is long due", async || wall_clock() > due + 1_000_000).await;
+    house.until("they are tried", async || house.desk.attempts(7).len() > 3).await;
+    assert_eq!(house.count("rung").await, 0);
+    house.desk.hold.store(false, Ordering::Relaxed);
+    house.until("it has rung", async || house.count("rung").await == 1).await;
+    let applied: i64 = sqlx::query_scalar("SELECT applied FROM rung").fetch_one(&house.pool).await.expect("a count");
+    assert_eq!(applied, 8);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_timed_work_that_cannot_be_applied_is_refused_alone() {
+    let house = House::new(1).await;
+    // before 1970 no alarm rings
+    let alarms = "INSERT INTO alarms SELECT 0, CASE n WHEN 40 THEN -1 ELSE n END FROM generate_series(1, 100) AS n";
+    sqlx::query(alarms).execute(&house.pool).await.expect("alarms");
+    let service = house.start().await;
+    house.until("all have rung", async || house.count("alarms").await == 0).await;
+    house.until("what it said is published", async || house.count("outbox").await == 0).await;
+    assert_eq!(house.count("rung").await, 99);
+    let errors: Vec<_> = house.payloads().into_iter().filter(|payload| payload.get("error").is_some()).collect();
+    let why = "new row for relation \"rung\" violates check constraint \"loud\"";
+    assert_eq!(errors, [json!({ "error": why })]);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_does_not_end_in_time_is_applied_in_smaller_parts_and_refuses_nothing() {
+    let mut house = House::new(1).await;
+    house.settings.transaction_timeout = Duration::from_millis(600);
+    house.send(0, ["slow 20"; 100]);
+    let service = house.start().await;
+    house.until_read().await;
+    assert_eq!((house.applied(0).await, house.refused()), ((0..100).collect(), vec![]));
+    let largest = house.desk.calls.lock().expect("no panic").iter().map(|(_, offsets)| offsets.len()).max();
+    assert!(largest > Some(30), "all of it would have fitted: {largest:?}");
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_one_event_can_take_less_than_20_ms() {
+    let house = House::new(1).await;
+    let service = house.start().await;
+    house.until_read().await;
+    let producer = house.producer();
+    let mut fastest = Duration::MAX;
+    for number in 0..200 {
+        let began = Instant::now();
+        producer.send(BaseRecord::<(), str>::to(house.topic()).partition(0).payload("1")).expect("queued");
+        while house.next_offset(0).await <= number {
+            producer.poll(Duration::ZERO);
+        }
+        fastest = fastest.min(began.elapsed());
+    }
+    // Nagle's algorithm and delayed acknowledgements made it 42 ms and more
+    assert!(fastest < Duration::from_millis(20), "{fastest:?}");
     service.stop().await.expect("a clean stop");
 }
 

@@ -76,14 +76,26 @@ pub fn consumer(settings: &KafkaSettings, name: &str, group: &str) -> ClientConf
     config
 }
 
-/// Waits until the broker answers, saying so, and creates the topics that do not exist. Returns
-/// early, without them, when asked to shut down.
+/// Bytes of fetched records that all partitions of a consumer may keep together.
+const FETCHED: usize = 16 << 20;
+
+/// Sets what a consumer whose partitions have queues of their own keeps of each, so that the memory
+/// of all `partitions` of its topics is bounded.
+pub fn share_fetch_memory(consumer: &mut ClientConfig, partitions: usize) {
+    let kib = (FETCHED / 1024 / partitions.max(1)).clamp(16, 384);
+    consumer
+        .set("queued.max.messages.kbytes", kib.to_string())
+        .set("fetch.message.max.bytes", (kib.min(128) * 1024).to_string());
+}
+
+/// Waits until the broker answers, saying so, and creates the topics that do not exist. Returns how
+/// many partitions they have together; early, with 0 and without them, when asked to shut down.
 pub async fn ensure_topics(
     settings: &KafkaSettings,
     topics: &[&str],
     health: &Health,
     shutdown: &CancellationToken,
-) -> Result<()> {
+) -> Result<usize> {
     let admin: AdminClient<DefaultClientContext> =
         client(settings, "onhand-admin").create().context("Kafka settings")?;
     let new: Vec<_> = topics
@@ -101,9 +113,10 @@ pub async fn ensure_topics(
                 Err(error) => health.ill("kafka", format!("waiting for {}: {error}", settings.broker_url)),
                 Ok(known) => {
                     let missing: Vec<_> =
-                        new.iter().filter(|topic| !known.iter().any(|name| name == topic.name)).collect();
+                        new.iter().filter(|topic| !known.iter().any(|(name, _)| name == topic.name)).collect();
                     if missing.is_empty() {
-                        return Ok(());
+                        let ours = known.iter().filter(|(name, _)| topics.contains(&name.as_str()));
+                        return Ok(ours.map(|(_, partitions)| partitions).sum());
                     }
                     for created in admin.create_topics(missing, &options).await.unwrap_or_default() {
                         match created {
@@ -134,19 +147,20 @@ pub async fn ensure_topics(
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
-    tokio::select! {
-        done = attempt => done?,
+    let partitions = tokio::select! {
+        partitions = attempt => partitions?,
         // the caller looks at `shutdown` next
-        () = shutdown.cancelled() => return Ok(()),
-    }
+        () = shutdown.cancelled() => return Ok(0),
+    };
     health.well("kafka");
-    Ok(())
+    Ok(partitions)
 }
 
-async fn existing_topics(admin: &AdminClient<DefaultClientContext>) -> Result<Vec<String>, KafkaError> {
+/// Every topic, with the number of its partitions.
+async fn existing_topics(admin: &AdminClient<DefaultClientContext>) -> Result<Vec<(String, usize)>, KafkaError> {
     // in place: the client's answer is short, and its thread does the waiting
     let metadata = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, TIMEOUT))?;
-    Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+    Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect())
 }
 
 /// Who a topic is: `CLUSTER/TOPIC`, the ids Kafka gives a cluster and each topic at creation. A

@@ -16,8 +16,9 @@ use crate::{PostgresSettings, health::Health};
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
 
 /// How a connection is made. Commits do not wait for the disk: an offset vanishes together with
-/// the rows it stands for, and they are read again. A transaction that is left open (a process that was frozen) is ended
-/// by the server, so that its locks don't hold up whoever has taken over.
+/// the rows it stands for, and they are read again. A transaction that is left open (by a process
+/// that was frozen) is ended by the server, so that its locks don't hold up whoever has taken over;
+/// for those that the server does not end, no lock is waited for without end.
 pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .host(&settings.host)
@@ -28,6 +29,7 @@ pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptio
         .application_name(application)
         .options([
             ("idle_in_transaction_session_timeout", "10s"),
+            ("lock_timeout", "3s"),
             ("synchronous_commit", "off"),
             // arrays of any length are looked up by index: a plan made for one batch's length would
             // read whole tables for the next
@@ -81,8 +83,8 @@ fn is_hopeless(error: &sqlx::migrate::MigrateError) -> bool {
         MigrateError::Execute(sqlx::Error::Database(error))
         | MigrateError::ExecuteMigration(sqlx::Error::Database(error), _) => {
             let code = error.code().unwrap_or_default();
-            // starting up, shutting down, too many connections, lost connection
-            !(code.starts_with("57P") || code.starts_with("53") || code.starts_with("08"))
+            // starting up, shutting down, too many connections, lost connection, another one migrates
+            !(code.starts_with("57P") || code.starts_with("53") || code.starts_with("08") || code == "55P03")
         }
         MigrateError::Execute(_) | MigrateError::ExecuteMigration(..) => false,
         _ => true,

@@ -61,7 +61,7 @@ impl Settings {
 
 /// Runs the service until shutdown.
 pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken) -> Result<()> {
-    // the relay and the clock have one each
+    // one for the relay, one for what is asked away from transactions
     let connections = settings.transactions + 2;
     let pool = postgres::connect(&settings.postgres, "onhand-stock", connections, &health, &shutdown).await?;
     let projected = ::projection::Settings {
@@ -70,8 +70,9 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
         kafka: settings.kafka,
         batch_size: settings.batch_size,
         transactions: settings.transactions as usize,
+        transaction_timeout: ::projection::TRANSACTION_TIMEOUT,
     };
-    let projection = StockProjection { patience: settings.patience };
+    let projection = StockProjection::new(settings.patience);
     let ended = ::projection::run(projection, projected, pool.clone(), health, shutdown).await;
     // a transaction that was abandoned may still have its connection
     let _ = tokio::time::timeout(GOODBYE, pool.close()).await;

@@ -1,6 +1,12 @@
 //! Rules and SQL, joined: reads what a batch needs, judges, writes what was decided.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use events::{
     DeadLetter, Refusal, Timestamp,
@@ -8,7 +14,7 @@ use events::{
     stock::{Card, StockEvent},
 };
 use hashbrown::{HashMap, HashSet};
-use projection::{ApplyError, Batch, Decoded, Due, Projection, Said};
+use projection::{ApplyError, Batch, BatchOutput, Decoded, Due, OUTPUT_LIMIT, Projection};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -19,18 +25,25 @@ use crate::{
     store::{self, Amount, DueRow, Parked},
 };
 
-/// Cards whose amounts a partition's worker remembers at most.
-const REMEMBERED: usize = 50_000;
+/// Cards whose amounts all workers of a process remember at most.
+const REMEMBERED: usize = 200_000;
 /// Batches for which ids are looked up before the journal is written, after one of them was known.
 const CAREFUL: u32 = 50;
-/// Waiting sales that the clock tries in one transaction.
-const DUE_AT_A_TIME: i64 = 500;
+/// From this attempt on, the cards are locked: others have changed them each time meanwhile.
+const LOCK_FROM_ATTEMPT: u32 = 3;
 
 /// Events to stock on hand.
 #[derive(Debug)]
 pub struct StockProjection {
-    /// For early sales.
-    pub patience: Patience,
+    patience: Patience,
+    remembered: Arc<AtomicUsize>,
+}
+
+impl StockProjection {
+    /// `patience` is for early sales.
+    pub fn new(patience: Patience) -> StockProjection {
+        StockProjection { patience, remembered: Arc::default() }
+    }
 }
 
 /// What a partition's worker remembers: amounts, so that most batches need not read them. They are
@@ -39,9 +52,36 @@ pub struct StockProjection {
 pub struct Memory {
     ledger: Ledger,
     /// Ids of the ledger's cards in `items`.
-    rows: HashMap<Card, i32>,
+    rows: HashMap<Card, i64>,
     careful: u32,
-    buffer: Vec<u8>,
+    /// When the partition's next waiting sale is due, if any waits; `None` when not known.
+    next_due: Option<Option<Timestamp>>,
+    share: Share,
+}
+
+/// A worker's part of what all workers of the process remember.
+#[derive(Debug, Default)]
+struct Share {
+    all: Option<Arc<AtomicUsize>>,
+    own: usize,
+}
+
+impl Share {
+    /// This worker remembers so many cards now.
+    fn set(&mut self, all: &Arc<AtomicUsize>, own: usize) {
+        let all = self.all.get_or_insert_with(|| Arc::clone(all));
+        all.fetch_add(own, Ordering::Relaxed);
+        all.fetch_sub(self.own, Ordering::Relaxed);
+        self.own = own;
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if let Some(all) = &self.all {
+            all.fetch_sub(self.own, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Projection for StockProjection {
@@ -68,17 +108,51 @@ impl Projection for StockProjection {
         batch: Batch<'_, StockEvent>,
         now: Timestamp,
         attempt: u32,
-    ) -> Result<Said<Outcome>, ApplyError> {
+    ) -> Result<BatchOutput<Outcome>, ApplyError> {
+        let source = (batch.topic, batch.partition);
+        let (dead_letters, outcome) = if let Some(due) = batch.due {
+            memory.next_due = None;
+            self.try_again(tx, source, due, now).await?
+        } else if batch.events.is_empty() {
+            Default::default()
+        } else {
+            self.apply_events(tx, memory, &batch, now, attempt).await?
+        };
+        let wake_at = match memory.next_due {
+            Some(known) => known,
+            None => *memory.next_due.insert(store::next_due(tx, source).await?),
+        };
+        Ok(BatchOutput { dead_letters, outcome, wake_at })
+    }
+
+    fn committed(&self, outcome: Outcome, elapsed: Duration) {
+        outcome.report(elapsed);
+    }
+}
+
+impl StockProjection {
+    async fn apply_events(
+        &self,
+        tx: &mut PgConnection,
+        memory: &mut Memory,
+        batch: &Batch<'_, StockEvent>,
+        now: Timestamp,
+        attempt: u32,
+    ) -> Result<(Vec<DeadLetter>, Outcome), ApplyError> {
         let events = || batch.events.iter().map(|record| &record.event);
-        memory.read_items(tx, events()).await?;
+        if self.remembered.load(Ordering::Relaxed) > REMEMBERED {
+            memory.forget_cards();
+        }
+        memory.read_items(tx, events(), attempt >= LOCK_FROM_ATTEMPT).await?;
         let waiting = store::waiting(tx, events()).await?;
         let mut applied = HashSet::new();
-        if attempt > 0 || memory.careful > 0 {
+        let is_looked_up = attempt > 0 || memory.careful > 0;
+        if is_looked_up {
             let ids = events().map(|event| event.transaction_id);
             applied = memory.read_applied(tx, ids.chain(waiting.iter().map(|row| row.sale.transaction_id))).await?;
         }
         let mut waiting_rows = HashMap::new();
-        // one that was applied by way of another partition meanwhile is the clock's to take out
+        // one that was applied by way of another partition meanwhile is taken out when it is due
         for row in waiting.iter().filter(|row| !applied.contains(&row.sale.transaction_id)) {
             waiting_rows.insert(row.sale.transaction_id, row.id);
             memory.ledger.set_waiting(row.sale);
@@ -87,21 +161,29 @@ impl Projection for StockProjection {
         let mut outcome = Outcome::default();
         let (mut journal, mut letters) = (Vec::with_capacity(batch.events.len()), Vec::new());
         let (mut parked, mut unparked, mut removed) = (Vec::new(), HashSet::new(), Vec::new());
-        let mut freed = Vec::new();
+        let (mut freed, mut refused, mut output_bytes) = (Vec::new(), Vec::new(), 0);
         for record in batch.events {
             let event = &record.event;
             let verdict = memory.ledger.judge(event, &mut freed);
             outcome.count(event, &verdict);
             match verdict {
                 Verdict::Applied { .. } => journal.push(*event),
-                Verdict::Waits => parked.push(Parked {
-                    sale: *event,
-                    record_offset: batch.offset(record),
-                    key: batch.key(record),
-                    payload: batch.payload(record),
-                }),
+                Verdict::Waits => {
+                    let payload = batch.payload(record);
+                    output_bytes += payload.len();
+                    let (record_offset, key) = (batch.offset(record), batch.key(record));
+                    parked.push(Parked { sale: *event, record_offset, key, payload });
+                }
                 Verdict::Duplicate => {}
-                Verdict::Refused(refusal) => letters.push(batch.refuse(record, &refusal)),
+                Verdict::Refused(refusal) => {
+                    let letter = batch.refuse(record, &refusal);
+                    output_bytes += letter.payload.len();
+                    letters.push(letter);
+                    refused.push(event.transaction_id);
+                }
+            }
+            if output_bytes > OUTPUT_LIMIT && batch.events.len() > 1 {
+                return Err(ApplyError::TooLarge);
             }
             for freed in freed.drain(..) {
                 outcome.count_freed(&freed);
@@ -116,104 +198,113 @@ impl Projection for StockProjection {
         }
         parked.retain(|parked| !unparked.contains(&parked.sale.transaction_id));
 
-        // what waits is not copied to the journal, where a known id would show
-        let ids: Vec<_> = parked.iter().map(|parked| parked.sale.transaction_id).collect();
-        if !ids.is_empty() && applied.is_empty() && !store::applied(tx, &ids).await?.is_empty() {
-            return Err(ApplyError::Stale);
+        // what waits or is refused is not copied to the journal, where a known id would show
+        if !is_looked_up {
+            refused.extend(parked.iter().map(|parked| parked.sale.transaction_id));
+            if !refused.is_empty() && !store::applied(tx, &refused).await?.is_empty() {
+                return Err(ApplyError::Stale);
+            }
         }
 
-        // first the waiting sales, then the items: the same order as in `due`, against deadlocks
+        // first the waiting sales, then the items: the same order as in `try_again`, against deadlocks
         store::remove_waiting(tx, &removed).await?;
         memory.write_items(tx).await?;
         let known = |error: sqlx::Error| if store::is_known_id(&error) { ApplyError::Stale } else { error.into() };
         let first_try = now.plus_micros(self.patience.pause(0).as_micros() as i64);
         store::add_waiting(tx, (batch.topic, batch.partition), &parked, first_try).await.map_err(known)?;
+        if !parked.is_empty()
+            && let Some(next_due) = &mut memory.next_due
+        {
+            *next_due = Some(next_due.map_or(first_try, |next| next.min(first_try)));
+        }
         // in the order of its key, the index is built with 40 % less work: neighbours meet on a page
         journal.sort_unstable_by_key(|event| event.transaction_id);
-        copy::copy_journal(tx, &journal, &mut memory.buffer).await.map_err(known)?;
+        copy::copy_journal(tx, &journal, &mut Vec::new()).await.map_err(known)?;
         memory.ledger.settle();
-        Ok(Said { dead_letters: letters, outcome })
+        memory.share.set(&self.remembered, memory.ledger.len());
+        Ok((letters, outcome))
     }
 
-    async fn due(&self, tx: &mut PgConnection, now: Timestamp) -> Result<Due<Outcome>, ApplyError> {
-        let due = store::due(tx, now, DUE_AT_A_TIME).await?;
-        let said = if due.is_empty() { None } else { Some(self.try_again(tx, now, &due).await?) };
-        Ok(Due { said, next: store::next_due(tx).await? })
-    }
-
-    fn committed(&self, outcome: Outcome, took: Duration) {
-        outcome.report(took);
-    }
-}
-
-impl StockProjection {
+    /// Tries waiting sales that are due once more.
     async fn try_again(
         &self,
         tx: &mut PgConnection,
+        source: (&str, i32),
+        due: Due<'_>,
         now: Timestamp,
-        due: &[DueRow],
-    ) -> Result<Said<Outcome>, ApplyError> {
+    ) -> Result<(Vec<DeadLetter>, Outcome), ApplyError> {
+        let rows = store::due(tx, source, due.caught_up_at, due.limit).await?;
         let mut memory = Memory::default();
-        let sales = || due.iter().map(|row| &row.waiting.sale);
-        memory.read_items(tx, sales()).await?;
+        let sales = || rows.iter().map(|row| &row.waiting.sale);
+        // few rows, and others may change the cards meanwhile
+        memory.read_items(tx, sales(), true).await?;
         memory.read_applied(tx, sales().map(|sale| sale.transaction_id)).await?;
         let mut outcome = Outcome::default();
         let (mut journal, mut letters) = (Vec::new(), Vec::new());
         let (mut removed, mut postponed) = (Vec::new(), Vec::new());
         let mut freed = Vec::new();
-        for row in due {
+        for row in &rows {
             let sale = &row.waiting.sale;
+            let mut give_up = |refusal: Refusal| {
+                letters.push(refuse(row, &refusal));
+                outcome.count(sale, &Verdict::Refused(refusal));
+                removed.push(row.waiting.id);
+            };
+            if let Some(why) = due.refuse {
+                let error = format!("the waiting sale cannot be applied: {why}");
+                give_up(Refusal { error, class: "NotApplicable" });
+                continue;
+            }
             let known = memory.ledger.knows(sale.transaction_id);
             match (known, self.patience.retry(sale, memory.ledger.amount(sale.card), row.tries)) {
                 // its id was applied from another partition meanwhile; or it fits now
-                (true, _) | (_, Retry::Applied { .. }) => {
-                    let verdict = memory.ledger.judge(sale, &mut freed);
-                    outcome.count(sale, &verdict);
-                    match verdict {
-                        Verdict::Applied { .. } => journal.push(*sale),
-                        Verdict::Refused(refusal) => letters.push(refuse(row, &refusal)),
-                        Verdict::Duplicate | Verdict::Waits => {}
+                (true, _) | (_, Retry::Applied { .. }) => match memory.ledger.judge(sale, &mut freed) {
+                    Verdict::Refused(refusal) => give_up(refusal),
+                    verdict => {
+                        outcome.count(sale, &verdict);
+                        if matches!(verdict, Verdict::Applied { .. }) {
+                            journal.push(*sale);
+                        }
+                        removed.push(row.waiting.id);
                     }
-                    removed.push(row.waiting.id);
-                }
+                },
                 (false, Retry::Waits(pause)) => {
                     postponed.push((row.waiting.id, now.plus_micros(pause.as_micros() as i64)))
                 }
-                (false, Retry::GivenUp(refusal)) => {
-                    letters.push(refuse(row, &refusal));
-                    outcome.count(sale, &Verdict::Refused(refusal));
-                    removed.push(row.waiting.id);
-                }
+                (false, Retry::GivenUp(refusal)) => give_up(refusal),
             }
         }
         store::remove_waiting(tx, &removed).await?;
         store::postpone(tx, &postponed).await?;
         memory.write_items(tx).await?;
-        copy::copy_journal(tx, &journal, &mut memory.buffer)
+        copy::copy_journal(tx, &journal, &mut Vec::new())
             .await
             .map_err(|error| if store::is_known_id(&error) { ApplyError::Stale } else { error.into() })?;
-        Ok(Said { dead_letters: letters, outcome })
+        Ok((letters, outcome))
     }
 }
 
 impl Memory {
-    /// Reads the items of cards that are not remembered.
+    fn forget_cards(&mut self) {
+        self.ledger = Ledger::default();
+        self.rows = HashMap::new();
+    }
+
+    /// Reads the items of cards that are not remembered; with `lock`, nobody else changes them until
+    /// the transaction ends.
     async fn read_items<'a>(
         &mut self,
         tx: &mut PgConnection,
         events: impl Iterator<Item = &'a StockEvent>,
+        lock: bool,
     ) -> sqlx::Result<()> {
-        if self.ledger.len() > REMEMBERED {
-            self.ledger = Ledger::default();
-            self.rows.clear();
-        }
         let mut missing: Vec<_> = events.map(|event| event.card).filter(|card| !self.rows.contains_key(card)).collect();
         missing.sort_unstable();
         missing.dedup();
         if missing.is_empty() {
             return Ok(());
         }
-        for item in store::items(tx, &missing).await? {
+        for item in store::items(tx, &missing, lock).await? {
             self.ledger.set_amount(item.card, item.amount);
             self.rows.insert(item.card, item.id);
         }
@@ -227,7 +318,7 @@ impl Memory {
         ids: impl Iterator<Item = Uuid>,
     ) -> sqlx::Result<HashSet<Uuid>> {
         let mut ids: Vec<_> = ids.collect();
-        // in the order of the index, as in `apply`
+        // in the order of the index, as in `apply_events`
         ids.sort_unstable();
         let applied = store::applied(tx, &ids).await?;
         self.careful = if applied.is_empty() { self.careful.saturating_sub(1) } else { CAREFUL };
@@ -249,6 +340,8 @@ impl Memory {
             }
         }
         if !created.is_empty() {
+            // another partition may be creating the same cards: in another order, each would wait for the other
+            created.sort_unstable();
             let ids = store::create_items(tx, &created).await?;
             self.rows.extend(created.iter().map(|(card, _)| *card).zip(ids));
         }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 /// A row of `items`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Item {
-    pub(crate) id: i32,
+    pub(crate) id: i64,
     pub(crate) card: Card,
     pub(crate) amount: i64,
 }
@@ -48,25 +48,25 @@ pub(crate) struct Parked<'a> {
 
 /// A change of an item: its row, and its amount before and after.
 pub(crate) struct Amount {
-    pub(crate) id: i32,
+    pub(crate) id: i64,
     pub(crate) before: i64,
     pub(crate) now: i64,
 }
 
 /// Up to here all waiting sales are read rather than looked for.
 const FEW: i64 = 500;
+/// Bytes of records that are read at a time, of waiting sales that are due.
+const DUE_BYTES: i64 = 1 << 20;
 
-/// The items of these cards that exist.
-pub(crate) async fn items(tx: &mut PgConnection, cards: &[Card]) -> sqlx::Result<Vec<Item>> {
+/// The items of these cards that exist; with `lock`, nobody else changes them until the transaction
+/// ends.
+pub(crate) async fn items(tx: &mut PgConnection, cards: &[Card], lock: bool) -> sqlx::Result<Vec<Item>> {
+    const SELECT: &str = "SELECT i.id, i.store_id, i.item_id, i.amount
+         FROM unnest($1::bigint[], $2::bigint[]) AS c (store_id, item_id) JOIN items i USING (store_id, item_id)";
+    // in the order in which amounts are set, against deadlocks
+    let sql = if lock { format!("{SELECT} ORDER BY i.id FOR UPDATE OF i") } else { SELECT.to_owned() };
     let (stores, items) = columns(cards.iter());
-    let rows = sqlx::query(
-        "SELECT i.id, i.store_id, i.item_id, i.amount
-         FROM unnest($1::bigint[], $2::bigint[]) AS c (store_id, item_id) JOIN items i USING (store_id, item_id)",
-    )
-    .bind(stores)
-    .bind(items)
-    .fetch_all(tx)
-    .await?;
+    let rows = sqlx::query(&sql).bind(stores).bind(items).fetch_all(tx).await?;
     let item =
         |row: &PgRow| Item { id: row.get(0), card: Card { store: row.get(1), item: row.get(2) }, amount: row.get(3) };
     Ok(rows.iter().map(item).collect())
@@ -81,7 +81,7 @@ pub(crate) async fn waiting<'a>(
     let all = format!("SELECT {COLUMNS} FROM waiting_sales ORDER BY id LIMIT $1");
     let rows = sqlx::query(&all).bind(FEW + 1).fetch_all(&mut *tx).await?;
     if rows.len() as i64 <= FEW {
-        return Ok(rows.iter().map(waiting_row).collect());
+        return rows.iter().map(waiting_row).collect();
     }
     let (stores, items) = columns(events.clone().map(|event| &event.card));
     let ids: Vec<_> = events.map(|event| event.transaction_id).collect();
@@ -94,7 +94,7 @@ pub(crate) async fn waiting<'a>(
          ORDER BY id"
     );
     let rows = sqlx::query(&some).bind(stores).bind(items).bind(ids).fetch_all(tx).await?;
-    Ok(rows.iter().map(waiting_row).collect())
+    rows.iter().map(waiting_row).collect()
 }
 
 /// Events of the journal with these ids.
@@ -109,8 +109,9 @@ pub(crate) async fn applied(tx: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result
     rows.iter().map(journal_row).collect()
 }
 
-/// Creates items, in this order, with their stores. Returns their ids, in the same order.
-pub(crate) async fn create_items(tx: &mut PgConnection, created: &[(Card, i64)]) -> Result<Vec<i32>, ApplyError> {
+/// Creates items, in this order, with their stores. Returns their ids, in the same order. All writers
+/// must give them in the same order, or they wait for each other.
+pub(crate) async fn create_items(tx: &mut PgConnection, created: &[(Card, i64)]) -> Result<Vec<i64>, ApplyError> {
     let (stores, items) = columns(created.iter().map(|(card, _)| card));
     sqlx::query("INSERT INTO stores (id) SELECT DISTINCT unnest($1::bigint[]) ORDER BY 1 ON CONFLICT DO NOTHING")
         .bind(&stores)
@@ -147,7 +148,7 @@ pub(crate) async fn set_amounts(tx: &mut PgConnection, mut amounts: Vec<Amount>)
     let before: Vec<_> = amounts.iter().map(|amount| amount.before).collect();
     let now: Vec<_> = amounts.iter().map(|amount| amount.now).collect();
     let updated = sqlx::query(
-        "UPDATE items SET amount = c.now FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS c (id, before, now)
+        "UPDATE items SET amount = c.now FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS c (id, before, now)
          WHERE items.id = c.id AND items.amount = c.before",
     )
     .bind(ids)
@@ -202,33 +203,47 @@ pub(crate) async fn add_waiting(
     Ok(())
 }
 
-/// Waiting sales whose time has come, oldest first, locked against other processes' clocks.
-pub(crate) async fn due(tx: &mut PgConnection, now: Timestamp, limit: i64) -> sqlx::Result<Vec<DueRow>> {
+/// Waiting sales of a partition that fell due up to `until`, those that did so first: up to `limit`,
+/// and one or up to [`DUE_BYTES`] of records.
+pub(crate) async fn due(
+    tx: &mut PgConnection,
+    source: (&str, i32),
+    until: Timestamp,
+    limit: usize,
+) -> sqlx::Result<Vec<DueRow>> {
     let rows = sqlx::query(
-        "SELECT id, transaction_id, timestamp, store_number, item_number, amount,
-                tries, topic, partition, record_offset, key, payload
-         FROM waiting_sales WHERE next_try_at <= $1 ORDER BY next_try_at, id LIMIT $2 FOR UPDATE SKIP LOCKED",
+        "SELECT * FROM (
+             SELECT *, sum(octet_length(payload)) OVER (ORDER BY next_try_at, id) - octet_length(payload) AS before
+             FROM waiting_sales WHERE topic = $1 AND partition = $2 AND next_try_at <= $3
+             ORDER BY next_try_at, id LIMIT $4) AS due
+         WHERE before <= $5 ORDER BY next_try_at, id",
     )
-    .bind(OffsetDateTime::from(now))
-    .bind(limit)
+    .bind(source.0)
+    .bind(source.1)
+    .bind(OffsetDateTime::from(until))
+    .bind(limit as i64)
+    .bind(DUE_BYTES)
     .fetch_all(tx)
     .await?;
-    let due = |row: &PgRow| DueRow {
-        waiting: waiting_row(row),
-        tries: row.get::<i32, _>("tries") as u32,
-        topic: row.get("topic"),
-        partition: row.get("partition"),
-        record_offset: row.get("record_offset"),
-        key: row.get("key"),
-        payload: row.get("payload"),
+    let due = |row: &PgRow| {
+        Ok(DueRow {
+            waiting: waiting_row(row)?,
+            tries: row.get::<i32, _>("tries") as u32,
+            topic: row.get("topic"),
+            partition: row.get("partition"),
+            record_offset: row.get("record_offset"),
+            key: row.get("key"),
+            payload: row.get("payload"),
+        })
     };
-    Ok(rows.iter().map(due).collect())
+    rows.iter().map(due).collect()
 }
 
-/// When the next waiting sale is due.
-pub(crate) async fn next_due(tx: &mut PgConnection) -> sqlx::Result<Option<Timestamp>> {
-    let row = sqlx::query("SELECT min(next_try_at) FROM waiting_sales").fetch_one(tx).await?;
-    Ok(row.get::<Option<OffsetDateTime>, _>(0).map(Timestamp::from))
+/// When the next waiting sale of a partition is due.
+pub(crate) async fn next_due(tx: &mut PgConnection, source: (&str, i32)) -> sqlx::Result<Option<Timestamp>> {
+    let sql = "SELECT min(next_try_at) FROM waiting_sales WHERE topic = $1 AND partition = $2";
+    let next: Option<OffsetDateTime> = sqlx::query_scalar(sql).bind(source.0).bind(source.1).fetch_one(tx).await?;
+    Ok(next.map(Timestamp::from))
 }
 
 /// Counts a try of each of these and says when the next one is.
@@ -253,33 +268,30 @@ pub(crate) fn is_known_id(error: &sqlx::Error) -> bool {
     matches!(constraint, Some("transactions_pkey" | "waiting_sales_transaction"))
 }
 
-/// A row of `transactions`, all six columns in their order.
+/// A row of `transactions`.
 pub fn journal_row(row: &PgRow) -> sqlx::Result<StockEvent> {
-    let movement =
-        Movement::from_word(row.get(1)).ok_or_else(|| sqlx::Error::Decode("unknown event in the journal".into()))?;
+    let movement = Movement::from_word(row.get("event"))
+        .ok_or_else(|| sqlx::Error::Decode("unknown event in the journal".into()))?;
+    stock_event(row, movement)
+}
+
+fn waiting_row(row: &PgRow) -> sqlx::Result<WaitingRow> {
+    Ok(WaitingRow { id: row.get("id"), sale: stock_event(row, Movement::Sale)? })
+}
+
+/// An event from the columns that the journal and the waiting sales have in common.
+fn stock_event(row: &PgRow, movement: Movement) -> sqlx::Result<StockEvent> {
+    let amount: i64 = row.get("amount");
+    // only checked events are written, so it fits unless somebody else wrote it
+    let value =
+        i32::try_from(amount).map_err(|_| sqlx::Error::Decode(format!("no event has the amount {amount}").into()))?;
     Ok(StockEvent {
-        transaction_id: row.get(0),
+        transaction_id: row.get("transaction_id"),
         movement,
-        date: row.get::<OffsetDateTime, _>(2).into(),
-        card: Card { store: row.get(3), item: row.get(4) },
-        value: value(row.get(5)),
+        date: row.get::<OffsetDateTime, _>("timestamp").into(),
+        card: Card { store: row.get("store_number"), item: row.get("item_number") },
+        value,
     })
-}
-
-fn waiting_row(row: &PgRow) -> WaitingRow {
-    let sale = StockEvent {
-        transaction_id: row.get(1),
-        movement: Movement::Sale,
-        date: row.get::<OffsetDateTime, _>(2).into(),
-        card: Card { store: row.get(3), item: row.get(4) },
-        value: value(row.get(5)),
-    };
-    WaitingRow { id: row.get(0), sale }
-}
-
-/// Only checked events are written, so it fits.
-fn value(amount: i64) -> i32 {
-    i32::try_from(amount).unwrap_or(i32::MAX)
 }
 
 fn columns<'a>(cards: impl Iterator<Item = &'a Card>) -> (Vec<i64>, Vec<i64>) {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use events::{DeadLetter, Refusal, Timestamp};
-use projection::{ApplyError, Batch, Decoded, Due, Projection, Said, Settings};
+use projection::{ApplyError, Batch, BatchOutput, Decoded, Due, Projection, Settings, TRANSACTION_TIMEOUT};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -35,16 +35,14 @@ const TABLES: &str = "
         word text
     );
     CREATE INDEX quotients_word ON quotients (word);
-    CREATE TABLE alarms (at bigint);
-    CREATE TABLE rung (at bigint, now bigint);";
+    CREATE TABLE alarms (partition int, at bigint);
+    CREATE TABLE rung (at bigint, now bigint, applied bigint, CONSTRAINT loud CHECK (at >= 0));";
 
 /// What the test has told the projection, and what it was called with.
 #[derive(Default)]
 pub struct Desk {
     /// While set, [`Word::Held`] cannot be applied for the time being.
     pub hold: AtomicBool,
-    /// While set, timed work never ends.
-    pub due_hangs: AtomicBool,
     /// Every call of `apply`: the attempt, and the offsets of the records.
     pub calls: Mutex<Vec<(u32, Vec<i64>)>>,
     /// How often records have failed that fail a number of times.
@@ -81,6 +79,10 @@ pub enum Word {
     Transient(u32),
     /// Not the first so many times, for what was assumed.
     Stale(u32),
+    /// Sets an alarm for so many milliseconds from now.
+    Alarm(i64),
+    /// Takes so many milliseconds.
+    Slow(u64),
     /// Goes into an index as it is.
     Long(String),
     /// Panics when it is applied.
@@ -106,6 +108,8 @@ impl Projection for Division {
             "held" => Word::Held,
             "transient" => Word::Transient(times()),
             "stale" => Word::Stale(times()),
+            "alarm" => Word::Alarm(times().into()),
+            "slow" => Word::Slow(times().into()),
             "long" => Word::Long(words[1].to_owned()),
             "panic" => Word::Panic,
             "stuck" => Word::Stuck,
@@ -127,9 +131,58 @@ impl Projection for Division {
         tx: &mut PgConnection,
         (): &mut (),
         batch: Batch<'_, Word>,
-        _: Timestamp,
+        now: Timestamp,
         attempt: u32,
-    ) -> Result<Said<usize>, ApplyError> {
+    ) -> Result<BatchOutput<usize>, ApplyError> {
+        let (dead_letters, outcome) = match batch.due {
+            Some(due) => self.ring(tx, &batch, due, now).await?,
+            None if batch.events.is_empty() => (Vec::new(), 0),
+            None => self.divide(tx, &batch, now, attempt).await?,
+        };
+        let wake_at: Option<i64> = sqlx::query_scalar("SELECT min(at) FROM alarms WHERE partition = $1")
+            .bind(batch.partition)
+            .fetch_one(tx)
+            .await?;
+        Ok(BatchOutput { dead_letters, outcome, wake_at: wake_at.map(Timestamp) })
+    }
+
+    fn committed(&self, outcome: usize, _: Duration) {
+        self.0.committed.lock().expect("no panic").push(outcome);
+    }
+}
+
+impl Division {
+    /// Alarms ring; one before 1970 cannot.
+    async fn ring(
+        &self,
+        tx: &mut PgConnection,
+        batch: &Batch<'_, Word>,
+        due: Due<'_>,
+        now: Timestamp,
+    ) -> Result<(Vec<DeadLetter>, usize), ApplyError> {
+        let ring = if due.refuse.is_some() { "false" } else { "true" };
+        let sql = format!(
+            "WITH due AS (DELETE FROM alarms WHERE ctid IN (
+                 SELECT ctid FROM alarms WHERE partition = $1 AND at <= $2 ORDER BY at LIMIT $3) RETURNING at)
+             INSERT INTO rung SELECT at, $4, (SELECT count(*) FROM quotients WHERE partition = $1) FROM due WHERE {ring}"
+        );
+        let query = sqlx::query(&sql).bind(batch.partition).bind(due.caught_up_at.0).bind(due.limit as i64).bind(now.0);
+        let rung = query.execute(tx).await?.rows_affected() as usize;
+        let payload = match due.refuse {
+            Some(why) => serde_json::json!({ "error": why }),
+            None => serde_json::json!({ "rung": rung }),
+        };
+        let letter = DeadLetter { key: None, payload: payload.to_string().into_bytes(), headers: Vec::new() };
+        Ok((vec![letter], rung))
+    }
+
+    async fn divide(
+        &self,
+        tx: &mut PgConnection,
+        batch: &Batch<'_, Word>,
+        now: Timestamp,
+        attempt: u32,
+    ) -> Result<(Vec<DeadLetter>, usize), ApplyError> {
         let all = batch.events.iter().map(|record| batch.offset(record)).collect();
         self.0.calls.lock().expect("no panic").push((attempt, all));
         let (mut offsets, mut numbers, mut long, mut letters) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -152,6 +205,13 @@ impl Projection for Division {
                     letters.push(batch.refuse(record, &refusal));
                     continue;
                 }
+                Word::Alarm(millis) => {
+                    let alarm = sqlx::query("INSERT INTO alarms VALUES ($1, $2)").bind(batch.partition);
+                    alarm.bind(now.0 + millis * 1_000).execute(&mut *tx).await?;
+                }
+                Word::Slow(millis) => {
+                    sqlx::query("SELECT pg_sleep($1)").bind(*millis as f64 / 1e3).execute(&mut *tx).await?;
+                }
                 Word::Held | Word::Transient(_) | Word::Stale(_) | Word::Long(_) => {}
             }
             offsets.push(offset);
@@ -170,28 +230,8 @@ impl Projection for Division {
         .bind(long)
         .execute(tx)
         .await?;
-        Ok(Said { dead_letters: letters, outcome: batch.events.len() })
+        Ok((letters, batch.events.len()))
     }
-
-    async fn due(&self, tx: &mut PgConnection, now: Timestamp) -> Result<Due<usize>, ApplyError> {
-        if self.0.due_hangs.load(Ordering::Relaxed) {
-            pending().await
-        }
-        let sql =
-            "WITH due AS (DELETE FROM alarms WHERE at <= $1 RETURNING at) INSERT INTO rung SELECT at, $1 FROM due";
-        let rung = sqlx::query(sql).bind(now.0).execute(&mut *tx).await?.rows_affected() as usize;
-        let next: Option<i64> = sqlx::query_scalar("SELECT min(at) FROM alarms").fetch_one(tx).await?;
-        let said = (rung > 0).then(|| Said { dead_letters: vec![alarm_letter(rung)], outcome: rung });
-        Ok(Due { said, next: next.map(Timestamp) })
-    }
-
-    fn committed(&self, outcome: usize, _: Duration) {
-        self.0.committed.lock().expect("no panic").push(outcome);
-    }
-}
-
-fn alarm_letter(rung: usize) -> DeadLetter {
-    DeadLetter { key: None, payload: format!("{{\"rung\":{rung}}}").into_bytes(), headers: Vec::new() }
 }
 
 pub struct House {
@@ -256,7 +296,14 @@ impl House {
         let pool = runtime::postgres::connect(&postgres, "test", 3, &health, &shutdown).await.expect("a database");
         sqlx::raw_sql(TABLES).execute(&pool).await.expect("tables");
         let group = shared().fresh_name("division");
-        let settings = Settings { kafka, group, topics: vec![topic], batch_size: 1_000, transactions: 4 };
+        let settings = Settings {
+            kafka,
+            group,
+            topics: vec![topic],
+            batch_size: 1_000,
+            transactions: 4,
+            transaction_timeout: TRANSACTION_TIMEOUT,
+        };
         House { settings, health, desk: Arc::default(), pool, postgres, partitions }
     }
 
@@ -275,7 +322,7 @@ impl House {
 
     /// Sends words in this order; returns when all are acknowledged.
     pub fn send<W: AsRef<str>>(&self, partition: i32, words: impl IntoIterator<Item = W>) {
-        let producer: BaseProducer = kafka::producer(&self.settings.kafka, "test").create().expect("a producer");
+        let producer = self.producer();
         for word in words {
             let mut record = BaseRecord::<[u8], str>::to(self.topic()).partition(partition).payload(word.as_ref());
             while let Err((_, back)) = producer.send(record) {
@@ -284,6 +331,11 @@ impl House {
             }
         }
         producer.flush(PATIENCE).expect("acknowledged");
+    }
+
+    /// One that does not wait for further records.
+    pub fn producer(&self) -> BaseProducer {
+        kafka::producer(&self.settings.kafka, "test").set("linger.ms", "0").create().expect("a producer")
     }
 
     fn consumer(&self) -> BaseConsumer {

@@ -1,0 +1,179 @@
+//! A partition of this process: how far it is read, applied, and known to be at its end.
+
+use std::time::{Duration, Instant};
+
+use events::Timestamp;
+use rdkafka::{
+    Message,
+    consumer::base_consumer::PartitionQueue,
+    error::{KafkaError, KafkaResult},
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Projection, apply::Applier, batch::Buffer, group::Context};
+
+/// How long the first record of a batch may wait for others.
+pub(crate) const LINGER: Duration = Duration::from_millis(1);
+/// Records taken from one partition before the others' turn.
+const SLICE: usize = 500;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A partition that the group has given to this process.
+pub(crate) struct Partition<P: Projection> {
+    /// Rises whenever reading begins again: what was asked for an earlier one does not count.
+    pub(crate) generation: u64,
+    /// Stops what is under way for this generation.
+    pub(crate) stop: CancellationToken,
+    pub(crate) state: State<P>,
+    /// Failures in a row; while there are some, Postgres is not healthy.
+    pub(crate) failures: u32,
+    /// Since when records seem to be lost.
+    pub(crate) lost_since: Option<Instant>,
+}
+
+pub(crate) enum State<P: Projection> {
+    /// Kafka and Postgres are asked where to begin.
+    Beginning,
+    /// Begins again at this time, after a failure.
+    Pausing(Instant),
+    Reading(Box<Reading<P>>),
+}
+
+impl<P: Projection> Partition<P> {
+    pub(crate) fn new() -> Partition<P> {
+        Partition {
+            generation: 0,
+            stop: CancellationToken::new(),
+            state: State::Beginning,
+            failures: 0,
+            lost_since: None,
+        }
+    }
+
+    pub(crate) fn reading(&mut self) -> Option<&mut Reading<P>> {
+        if let State::Reading(reading) = &mut self.state { Some(reading) } else { None }
+    }
+
+    /// The pause after one more failure: longer each time.
+    pub(crate) fn next_pause(&mut self) -> Duration {
+        let pause = FIRST_PAUSE * 2_u32.pow(self.failures.min(10));
+        self.failures += 1;
+        pause.min(LONGEST_PAUSE)
+    }
+}
+
+/// A partition that is read.
+pub(crate) struct Reading<P: Projection> {
+    queue: PartitionQueue<Context>,
+    /// Here, or with the transaction under way.
+    pub(crate) applier: Option<Applier<P>>,
+    /// The transaction under way.
+    pub(crate) task: Option<JoinHandle<()>>,
+    /// The buffer that is filled.
+    pub(crate) buffer: Option<Buffer<P::Event>>,
+    /// When its first record came.
+    first: Instant,
+    /// The queue may hold something.
+    pub(crate) readable: bool,
+    /// It waits for a buffer.
+    pub(crate) is_waiting: bool,
+    /// Kafka has said that there is nothing after the last record taken from the queue.
+    pub(crate) at_end: bool,
+    /// The offset after the last record taken from the queue.
+    pub(crate) next_read: i64,
+    /// The offset after the last record that is applied.
+    pub(crate) committed: i64,
+    /// Begin again when the transaction under way has ended.
+    pub(crate) begin_again: bool,
+    /// When the service has timed work.
+    pub(crate) wake_at: Option<Timestamp>,
+    /// Kafka is being asked for the end.
+    pub(crate) is_asked: bool,
+    /// The end, and when it was asked for, while it is not reached.
+    pub(crate) end: Option<(Timestamp, i64)>,
+    /// As before, when reading was set back to see whether the offsets up to the end hold records.
+    pub(crate) probe: Option<(Timestamp, i64)>,
+    /// Where it was the last time that the end was not reached.
+    pub(crate) stuck_at: Option<i64>,
+    /// A call of the service without records that is to be made.
+    pub(crate) call: Option<Call>,
+}
+
+/// A call of the service without records.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    /// Timed work up to this moment; `None` only asks when there will be some.
+    pub(crate) caught_up_at: Option<Timestamp>,
+    /// The offset up to which there is no record any more.
+    pub(crate) end: i64,
+}
+
+impl<P: Projection> Reading<P> {
+    pub(crate) fn new(queue: PartitionQueue<Context>, applier: Applier<P>) -> Reading<P> {
+        let next_offset = applier.next_offset;
+        Reading {
+            queue,
+            applier: Some(applier),
+            task: None,
+            buffer: None,
+            first: Instant::now(),
+            readable: true,
+            is_waiting: false,
+            at_end: false,
+            next_read: next_offset,
+            committed: next_offset,
+            begin_again: false,
+            wake_at: None,
+            is_asked: false,
+            end: None,
+            probe: None,
+            stuck_at: None,
+            call: Some(Call { caught_up_at: None, end: next_offset }),
+        }
+    }
+
+    /// Takes records from the queue into the buffer, as long as there are some and it is not full.
+    pub(crate) fn fill(&mut self, projection: &P, is_full: impl Fn(&Buffer<P::Event>) -> bool) -> KafkaResult<()> {
+        let Some(buffer) = &mut self.buffer else { return Ok(()) };
+        for _ in 0..SLICE {
+            match self.queue.poll(Duration::ZERO) {
+                None => {
+                    self.readable = false;
+                    break;
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => self.at_end = true,
+                Some(Err(error)) => return Err(error),
+                // left over from before reading was set back
+                Some(Ok(message)) if message.offset() < self.next_read => {}
+                Some(Ok(message)) => {
+                    if buffer.is_empty() {
+                        self.first = Instant::now();
+                    }
+                    self.at_end = false;
+                    self.probe = None;
+                    let payload = message.payload().unwrap_or_default();
+                    let decoded = projection.decode(payload);
+                    buffer.push(message.offset(), message.key().unwrap_or_default(), payload, decoded);
+                    self.next_read = message.offset() + 1;
+                    if is_full(buffer) {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When the buffer's records have waited long enough for others.
+    pub(crate) fn ripe_at(&self) -> Option<Instant> {
+        let buffer = self.buffer.as_ref()?;
+        (!buffer.is_empty() && self.applier.is_some()).then(|| self.first + LINGER)
+    }
+
+    /// Whether all that was taken from the queue is applied.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.applier.is_some() && self.buffer.as_ref().is_none_or(Buffer::is_empty) && self.committed == self.next_read
+    }
+}

@@ -1,0 +1,139 @@
+//! What Kafka and Postgres say of a partition, asked away from the consumer's thread: one that does
+//! not answer, or a partition that is offline, holds up nobody but the partition that is asked for.
+//! Kafka is asked over a connection of its own, since a broker answers a connection's requests one
+//! after the other, and the consumer's are long polls.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use events::Timestamp;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use runtime::{
+    health::Health,
+    kafka::{TIMEOUT, topic_identity},
+};
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Position, TopicPartition, apply::now, identity, offsets};
+
+/// Questions to Kafka at a time.
+const QUESTIONS: usize = 8;
+/// How long a topic's identity is believed.
+const IDENTITY_AGE: Duration = Duration::from_secs(1);
+/// The pause before a question is asked again.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long records must seem lost before that is believed: a broker that has just started, or has
+/// just become the leader, may report an earlier end for a moment.
+pub(crate) const LOST_AFTER: Duration = Duration::from_secs(10);
+
+/// What Kafka says of a partition.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    /// The wall clock when it was asked.
+    pub(crate) asked_at: Timestamp,
+    pub(crate) kafka: identity::Partition,
+}
+
+pub(crate) struct Watch {
+    client: BaseConsumer,
+    pool: PgPool,
+    service: &'static str,
+    health: Health,
+    questions: Semaphore,
+    identities: Mutex<HashMap<Arc<str>, (Instant, String)>>,
+}
+
+impl Watch {
+    /// `client` fetches nothing.
+    pub(crate) fn new(client: BaseConsumer, pool: PgPool, service: &'static str, health: Health) -> Watch {
+        Watch { client, pool, service, health, questions: Semaphore::new(QUESTIONS), identities: Mutex::default() }
+    }
+
+    /// Asks Kafka.
+    pub(crate) async fn look(self: &Arc<Self>, source: &TopicPartition) -> Result<Look> {
+        let _turn = self.questions.acquire().await?;
+        let (watch, source) = (Arc::clone(self), source.clone());
+        tokio::task::spawn_blocking(move || {
+            let asked_at = now();
+            let identity = watch.identity(&source)?;
+            let (low, high) = watch.client.fetch_watermarks(&source.topic, source.partition, TIMEOUT)?;
+            Ok(Look { asked_at, kafka: identity::Partition { identity, low, high } })
+        })
+        .await?
+    }
+
+    fn identity(&self, source: &TopicPartition) -> Result<String> {
+        let known = || self.identities.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((asked, identity)) = known().get(&source.topic)
+            && asked.elapsed() < IDENTITY_AGE
+        {
+            return Ok(identity.clone());
+        }
+        let identity = topic_identity(self.client.client(), &source.topic)?;
+        known().insert(Arc::clone(&source.topic), (Instant::now(), identity.clone()));
+        Ok(identity)
+    }
+
+    /// Where the service stands, by partition. One that is frozen must not be waited for without end.
+    pub(crate) async fn positions(&self) -> Result<HashMap<TopicPartition, Position>> {
+        in_time(offsets::positions_of(&self.pool, self.service)).await
+    }
+
+    /// Where to begin, once both Kafka and Postgres have answered and what comes next is there; `None`
+    /// when asked to stop meanwhile. An error stops the service.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        source: &TopicPartition,
+        stop: &CancellationToken,
+    ) -> Result<Option<i64>> {
+        let mut lost_since = None;
+        loop {
+            // Postgres first: what is written or applied after its answer only makes Kafka's end larger
+            let asked = async {
+                let position = in_time(offsets::position(&self.pool, self.service, source));
+                let position = position.await.map_err(|error| ("postgres", error))?;
+                let look = self.look(source).await.map_err(|error| ("kafka", error))?;
+                if position.is_none() {
+                    let Look { kafka: identity::Partition { low, identity, .. }, .. } = &look;
+                    let begun = in_time(offsets::begin(&self.pool, self.service, source, *low, identity));
+                    begun.await.map_err(|error| ("postgres", error))?;
+                }
+                Ok((position, look))
+            };
+            let asked = tokio::select! {
+                asked = asked => asked,
+                () = stop.cancelled() => return Ok(None),
+            };
+            match asked {
+                Ok((Some(position), look)) => match identity::check(&position, &look.kafka) {
+                    Ok(()) => return Ok(Some(position.next_offset)),
+                    Err(lost) if lost.is_certain() => return Err(lost.into()),
+                    Err(lost) => {
+                        let since = *lost_since.get_or_insert_with(Instant::now);
+                        if since.elapsed() >= LOST_AFTER {
+                            return Err(lost.into());
+                        }
+                        tracing::debug!("asking again: {lost}");
+                    }
+                },
+                // written just now, by this process or by another one: read it
+                Ok((None, _)) => continue,
+                Err((part, error)) => self.health.ill(part, format!("waiting: {error:#}")),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = stop.cancelled() => return Ok(None),
+            }
+        }
+    }
+}
+
+async fn in_time<T>(answer: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+    Ok(tokio::time::timeout(TIMEOUT, answer).await.context("no answer in time")??)
+}

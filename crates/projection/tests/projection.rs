@@ -9,7 +9,8 @@ use std::{
 };
 
 use house::{House, Refused};
-use rdkafka::producer::BaseRecord;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use runtime::kafka;
 use sandbox::Kafka;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -344,6 +345,66 @@ async fn a_transaction_of_one_event_can_take_less_than_20_ms() {
     }
     // Nagle's algorithm and delayed acknowledgements made it 42 ms and more
     assert!(fastest < Duration::from_millis(20), "{fastest:?}");
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_whose_position_somebody_has_locked_holds_up_no_other() {
+    let house = House::new(3).await;
+    for partition in 0..3 {
+        house.send(partition, ["1"]);
+    }
+    let service = house.start().await;
+    house.until_read().await;
+    service.stop().await.expect("a clean stop");
+
+    let mut lock = house.pool.begin().await.expect("a transaction");
+    let locked = sqlx::query("SELECT 1 FROM consumer_offsets WHERE partition = 1 FOR UPDATE");
+    locked.execute(&mut *lock).await.expect("locked");
+    for partition in 0..3 {
+        house.send(partition, ["2"]);
+    }
+    let service = house.start().await;
+    for partition in [0, 2] {
+        house.until("the others are read", async || house.next_offset(partition).await == 2).await;
+    }
+    house.until("it waits", async || house.health.complaints().contains_key("postgres")).await;
+    assert_eq!(house.next_offset(1).await, 1);
+    lock.rollback().await.expect("unlocked");
+    house.until_read().await;
+    house.until("it is healthy", async || house.health.complaints().is_empty()).await;
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_that_hold_markers_of_transactions_are_passed() {
+    let house = House::new(1).await;
+    let producer: BaseProducer = kafka::producer(&house.settings.kafka, "test")
+        .set("transactional.id", house.topic())
+        .set("message.timeout.ms", "10000")
+        .create()
+        .expect("a producer");
+    let patience = Duration::from_secs(30);
+    let send = |commit: bool| {
+        producer.begin_transaction().expect("begun");
+        producer.send(BaseRecord::<(), str>::to(house.topic()).partition(0).payload("alarm 100")).expect("queued");
+        if commit {
+            producer.commit_transaction(patience).expect("committed");
+        } else {
+            producer.flush(patience).expect("acknowledged");
+            producer.abort_transaction(patience).expect("aborted");
+        }
+    };
+    tokio::task::block_in_place(|| producer.init_transactions(patience).expect("a transactional producer"));
+    let service = house.start().await;
+    // a record and a marker each: the last offset never holds a record
+    tokio::task::block_in_place(|| [true, false, false].map(send));
+    house.until_read().await;
+    assert_eq!((house.next_offset(0).await, house.applied(0).await), (6, vec![0]));
+    // what is at the end of the topic counts as read to its end
+    house.until("it has rung", async || house.count("rung").await == 1).await;
+    tokio::task::block_in_place(|| send(true));
+    house.until("it has rung", async || house.count("rung").await == 2).await;
     service.stop().await.expect("a clean stop");
 }
 

@@ -16,15 +16,14 @@ pub fn start(env: &mut Environment) {
         EnvFilter::new("info")
     });
     // statements and client internals only when asked for by name
-    let quiet = ["sqlx=warn", "sqlx::postgres::notice=error", "rdkafka=off", "librdkafka=off"].iter().fold(
-        filter,
-        |filter, directive| match directive.parse() {
+    let quiet = ["sqlx=warn", "sqlx::query=error", "sqlx::postgres::notice=error", "rdkafka=off", "librdkafka=off"]
+        .iter()
+        .fold(filter, |filter, directive| match directive.parse() {
             Ok(parsed) if !level.contains(directive.split('=').next().unwrap_or(directive)) => {
                 filter.add_directive(parsed)
             }
             _ => filter,
-        },
-    );
+        });
     let format = env.text_or("LOG_FORMAT", "text");
     let builder = tracing_subscriber::fmt().with_env_filter(quiet).with_writer(std::io::stderr);
     let started = match format.as_str() {

@@ -5,26 +5,59 @@ mod house;
 
 use std::{
     collections::BTreeMap,
+    future::pending,
+    net::SocketAddr,
     process::{Child, Command, ExitStatus},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use events::stock::{Movement, StockEvent};
 use house::{House, event};
+use sandbox::Kafka;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 /// A stock service in a process of its own.
 struct Process(Child);
 
 impl Process {
     fn start(house: &House) -> Process {
+        Process::start_with(house, &[])
+    }
+
+    fn start_with(house: &House, variables: &[(&str, String)]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stock"));
         command.envs(house.variables.iter().map(|(name, value)| (name, value))).env("LOG_LEVEL", "warn");
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         Process(command.spawn().expect("a stock process"))
     }
 
     fn signal(&self, signal: libc::c_int) {
         // SAFETY: the child is not waited for yet, so the pid is its own.
         assert_eq!(unsafe { libc::kill(self.0.id() as libc::pid_t, signal) }, 0);
+    }
+
+    /// A number of `/proc/PID/status`.
+    fn status(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).expect("a status");
+        let value =
+            status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.split_whitespace().next());
+        value.and_then(|value| value.parse().ok()).expect("a number")
+    }
+
+    fn threads(&self) -> u64 {
+        self.status("Threads")
+    }
+
+    /// The most memory it has had.
+    fn peak_mib(&self) -> u64 {
+        self.status("VmHWM") / 1024
     }
 
     async fn end(mut self) -> ExitStatus {
@@ -111,6 +144,145 @@ async fn processes_killed_frozen_and_added_at_any_time_change_nothing_in_the_res
         process.signal(libc::SIGTERM);
         assert!(process.end().await.success());
     }
+}
+
+/// A way to Postgres on which each connection stalls between two chunks of a COPY: its address, and
+/// how many connections have stalled.
+async fn stalling_way_to(postgres: String) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let (address, stalled) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&stalled);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(&postgres).await.expect("Postgres");
+            let ((mut requests, mut to_client), (mut answers, mut to_server)) =
+                (client.into_split(), server.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut answers, &mut to_client).await });
+            let stalled = Arc::clone(&count);
+            tokio::spawn(async move {
+                let (mut buffer, mut left) = (vec![0; 16 << 10], None);
+                while let Ok(length @ 1..) = requests.read(&mut buffer).await {
+                    if buffer[..length].windows(17).any(|word| word == b"COPY transactions") {
+                        left = Some(100_000);
+                    }
+                    if to_server.write_all(&buffer[..length]).await.is_err() {
+                        return;
+                    }
+                    left = left.map(|left: usize| left.saturating_sub(length));
+                    if left == Some(0) {
+                        stalled.fetch_add(1, Ordering::Relaxed);
+                        pending::<()>().await;
+                    }
+                }
+            });
+        }
+    });
+    (address, stalled)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_frozen_in_the_middle_of_a_copy_holds_up_its_successor_for_seconds_only() {
+    let house = House::new(6, &[("STOCK_RETRY_MS", "600000")]).await;
+    // the cards are there: no partition waits for another one to create the store
+    let first = history(0, 1_000);
+    house.send(&first);
+    let process = Process::start(&house);
+    house.until_read().await;
+    process.signal(libc::SIGTERM);
+    assert!(process.end().await.success());
+
+    let second = history(1_000, 120_000);
+    house.send(&second);
+    let at = &house.settings.postgres;
+    let (way, stalled) = stalling_way_to(format!("{}:{}", at.host, at.port)).await;
+    let frozen = Process::start_with(&house, &[("POSTGRES_HOSTNAME", way.to_string())]);
+    house.until("two COPYs have stalled", async || stalled.load(Ordering::Relaxed) >= 2).await;
+    frozen.signal(libc::SIGSTOP);
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'onhand-stock'
+                   AND datname = current_database() AND query LIKE 'COPY transactions%' AND wait_event = 'ClientRead'";
+    house
+        .until("Postgres waits for the rest", async || {
+            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&house.pool).await.expect("a count") >= 2
+        })
+        .await;
+    let began = Instant::now();
+    let successor = Process::start(&house);
+    house.until_read().await;
+    // a session of 10 s, a rebalance, 3 s of waiting for a lock
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    frozen.signal(libc::SIGCONT);
+    let third = history(400_000, 1_000);
+    house.send(&third);
+    let all = [first, second, third].concat();
+    house.until_read().await;
+    assert_eq!((house.items().await, house.error_records().len()), (amounts(&all), 0));
+    for process in [frozen, successor] {
+        process.signal(libc::SIGTERM);
+        assert!(process.end().await.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_records_that_are_no_events_fit_into_the_memory_that_compose_gives() {
+    let house = House::new(6, &[]).await;
+    let garbage = vec![0xff; 100_000];
+    let keys: Vec<_> = (0..1_000).map(|number: u32| number.to_string()).collect();
+    house.send_raw(keys.iter().map(|key| (key.as_bytes(), garbage.as_slice())));
+    let process = Process::start(&house);
+    house.until_read().await;
+    let peak = process.peak_mib();
+    // docker-compose.yml gives 256 MiB
+    assert!(peak < 160, "{peak} MiB");
+    assert_eq!(house.count_of_errors(), 1_000);
+    process.signal(libc::SIGTERM);
+    assert!(process.end().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_all_events_of_large_batches_fit_into_the_memory_that_compose_gives() {
+    let house = House::new(2, &[]).await;
+    let events: Vec<_> = (0..60_000).map(|number| event(number, Movement::Incoming, (number % 50) as i64, 1)).collect();
+    house.send(&events);
+    let conflicts: Vec<_> = events.iter().map(|event| StockEvent { value: 2, ..*event }).collect();
+    house.send(&conflicts);
+    let process = Process::start(&house);
+    house.until_read().await;
+    let peak = process.peak_mib();
+    assert!(peak < 160, "{peak} MiB");
+    assert_eq!((house.count_of_errors(), house.count("transactions").await), (60_000, 60_000));
+    process.signal(libc::SIGTERM);
+    assert!(process.end().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_partitions_take_no_more_threads_and_hardly_more_memory_than_six() {
+    let house = House::new(1_000, &[]).await;
+    let events: Vec<_> = (0..50_000).map(|number| event(number, Movement::Incoming, number as i64, 1)).collect();
+    house.send(&events);
+    let process = Process::start(&house);
+    house.until("all is applied", async || house.count("transactions").await == 50_000).await;
+    let (threads, peak) = (process.threads(), process.peak_mib());
+    assert!(threads < 30 && peak < 160, "{threads} threads, {peak} MiB");
+    process.signal(libc::SIGTERM);
+    assert!(process.end().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_broker_delays_the_end_by_less_than_ten_seconds() {
+    let root = tempfile::tempdir().expect("a directory");
+    let broker = tokio::task::block_in_place(|| Kafka::start(root.path()).expect("Kafka"));
+    let house = House::new(3, &[("KAFKA_BROKER_URL", &broker.broker())]).await;
+    house.send(&history(0, 100));
+    let process = Process::start(&house);
+    house.until_read().await;
+    broker.pause();
+    // what is asked of it regularly is under way
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let asked = Instant::now();
+    process.signal(libc::SIGTERM);
+    assert!(process.end().await.success());
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    broker.resume();
 }
 
 #[tokio::test(flavor = "multi_thread")]

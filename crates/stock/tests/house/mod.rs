@@ -116,6 +116,14 @@ impl House {
         producer.flush(PATIENCE).expect("acknowledged");
     }
 
+    /// How many records the errors topic holds.
+    pub fn count_of_errors(&self) -> i64 {
+        let consumer: BaseConsumer =
+            kafka::consumer(&self.settings.kafka, "test", "unused").create().expect("a consumer");
+        let end = |partition| consumer.fetch_watermarks(&self.errors, partition, PATIENCE).expect("watermarks").1;
+        (0..self.settings.kafka.partitions).map(end).sum()
+    }
+
     /// Everything on the errors topic now, one of each `ce_id`.
     pub fn error_records(&self) -> Vec<ErrorRecord> {
         let consumer: BaseConsumer =

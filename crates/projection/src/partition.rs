@@ -13,8 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Projection, apply::Applier, batch::Buffer, group::Context};
 
-/// How long the first record of a batch may wait for others.
-pub(crate) const LINGER: Duration = Duration::from_millis(1);
+/// How long a batch waits for the next records when Kafka has more of them, and how long its first
+/// record waits in all. At the end of a partition a batch does not wait: records that come while
+/// others are applied make up the next one.
+const LINGER: Duration = Duration::from_millis(5);
+const LONGEST_LINGER: Duration = Duration::from_millis(50);
 /// Records taken from one partition before the others' turn.
 const SLICE: usize = 500;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -73,8 +76,11 @@ pub(crate) struct Reading<P: Projection> {
     pub(crate) task: Option<JoinHandle<()>>,
     /// The buffer that is filled.
     pub(crate) buffer: Option<Buffer<P::Event>>,
-    /// When its first record came.
+    /// When its first record came, and its last ones.
     first: Instant,
+    last: Instant,
+    /// Kafka has more records than were taken from the queue.
+    is_behind: bool,
     /// The queue may hold something.
     pub(crate) readable: bool,
     /// It waits for a buffer.
@@ -119,6 +125,8 @@ impl<P: Projection> Reading<P> {
             task: None,
             buffer: None,
             first: Instant::now(),
+            last: Instant::now(),
+            is_behind: false,
             readable: true,
             is_waiting: false,
             at_end: false,
@@ -135,8 +143,15 @@ impl<P: Projection> Reading<P> {
     }
 
     /// Takes records from the queue into the buffer, as long as there are some and it is not full.
-    pub(crate) fn fill(&mut self, projection: &P, is_full: impl Fn(&Buffer<P::Event>) -> bool) -> KafkaResult<()> {
+    /// `known_end` is the partition's end as far as the client knows it.
+    pub(crate) fn fill(
+        &mut self,
+        projection: &P,
+        is_full: impl Fn(&Buffer<P::Event>) -> bool,
+        known_end: impl FnOnce() -> Option<i64>,
+    ) -> KafkaResult<()> {
         let Some(buffer) = &mut self.buffer else { return Ok(()) };
+        let before = buffer.len();
         for _ in 0..SLICE {
             match self.queue.poll(Duration::ZERO) {
                 None => {
@@ -163,13 +178,19 @@ impl<P: Projection> Reading<P> {
                 }
             }
         }
+        if buffer.len() > before {
+            self.last = Instant::now();
+        }
+        self.is_behind = known_end().is_some_and(|end| self.next_read < end);
         Ok(())
     }
 
     /// When the buffer's records have waited long enough for others.
     pub(crate) fn ripe_at(&self) -> Option<Instant> {
         let buffer = self.buffer.as_ref()?;
-        (!buffer.is_empty() && self.applier.is_some()).then(|| self.first + LINGER)
+        let is_ready = !buffer.is_empty() && self.applier.is_some();
+        let waits = self.is_behind && !self.at_end;
+        is_ready.then(|| if waits { (self.last + LINGER).min(self.first + LONGEST_LINGER) } else { self.first })
     }
 
     /// Whether all that was taken from the queue is applied.

@@ -67,7 +67,7 @@ pub fn consumer(settings: &KafkaSettings, name: &str, group: &str) -> ClientConf
         .set("session.timeout.ms", "10000")
         .set("heartbeat.interval.ms", "2000")
         .set("fetch.wait.max.ms", "100")
-        .set("fetch.queue.backoff.ms", "5")
+        .set("fetch.queue.backoff.ms", "1")
         .set("queued.min.messages", "2000")
         .set("queued.max.messages.kbytes", "384")
         .set("fetch.message.max.bytes", "131072")
@@ -77,15 +77,16 @@ pub fn consumer(settings: &KafkaSettings, name: &str, group: &str) -> ClientConf
 }
 
 /// Bytes of fetched records that all partitions of a consumer may keep together.
-const FETCHED: usize = 16 << 20;
+const FETCHED: usize = 20 << 20;
 
 /// Sets what a consumer whose partitions have queues of their own keeps of each, so that the memory
 /// of all `partitions` of its topics is bounded.
 pub fn share_fetch_memory(consumer: &mut ClientConfig, partitions: usize) {
-    let kib = (FETCHED / 1024 / partitions.max(1)).clamp(16, 384);
+    let kib = (FETCHED / 1024 / partitions.max(1)).clamp(8, 384);
     consumer
         .set("queued.max.messages.kbytes", kib.to_string())
-        .set("fetch.message.max.bytes", (kib.min(128) * 1024).to_string());
+        // what is fetched is compressed: in the queue it takes several times as much
+        .set("fetch.message.max.bytes", ((kib / 2).clamp(8, 128) * 1024).to_string());
 }
 
 /// Waits until the broker answers, saying so, and creates the topics that do not exist. Returns how
@@ -161,6 +162,17 @@ async fn existing_topics(admin: &AdminClient<DefaultClientContext>) -> Result<Ve
     // in place: the client's answer is short, and its thread does the waiting
     let metadata = tokio::task::block_in_place(|| admin.inner().fetch_metadata(None, TIMEOUT))?;
     Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect())
+}
+
+/// The end of a partition as the last answer to a fetch gave it; nothing is asked. `None` before the
+/// first answer.
+pub fn known_end<C: ClientContext>(client: &Client<C>, topic: &CStr, partition: i32) -> Option<i64> {
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the client is alive while it is borrowed; the name is copied; the offsets are written.
+    let error = unsafe {
+        sys::rd_kafka_get_watermark_offsets(client.native_ptr(), topic.as_ptr(), partition, &mut low, &mut high)
+    };
+    (error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
 }
 
 /// Who a topic is: `CLUSTER/TOPIC`, the ids Kafka gives a cluster and each topic at creation. A

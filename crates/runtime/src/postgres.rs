@@ -51,6 +51,8 @@ pub async fn connect(
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(5))
+        // a round trip before each transaction; one on a lost connection is tried again anyway
+        .test_before_acquire(false)
         .connect_lazy_with(options(settings, application));
     let attempt = async {
         loop {

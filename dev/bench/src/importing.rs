@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     measured::{Measured, Process},
-    world::{self, Round, World},
+    world::{self, PARTITIONS, Round, World},
 };
 
 pub(crate) struct Pair {
@@ -48,7 +48,7 @@ pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize) 
 }
 
 fn one_importer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Result<Measured> {
-    let round = world.round(tokio)?;
+    let round = world.round(tokio, PARTITIONS)?;
     let importer = Process::start(&["importer"], &round.variables)?;
     warm_up(&round)?;
     let staged = round.directory.join("staged.csv");
@@ -66,7 +66,7 @@ fn one_importer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Resul
 }
 
 fn one_producer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Result<Measured> {
-    let round = world.round(tokio)?;
+    let round = world.round(tokio, PARTITIONS)?;
     let timing = round.directory.join("took");
     let mut variables = round.variables;
     variables.push(("BENCH_TIMING".into(), timing.display().to_string()));

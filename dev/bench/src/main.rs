@@ -4,6 +4,7 @@
 
 mod copying;
 mod importing;
+mod latency;
 mod measured;
 mod pipeline;
 mod projecting;
@@ -25,7 +26,7 @@ struct Arguments {
     /// Rounds of each comparison
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Measure only these: importer, stock, mixed, pipeline
+    /// Measure only these: importer, stock, mixed, partitions, pipeline, latency
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     #[command(subcommand)]
@@ -85,6 +86,23 @@ fn measure(arguments: &Arguments, tokio: &tokio::runtime::Runtime) -> Result<()>
             let peak = rounds.iter().map(|round| round.stock.peak_mib).fold(0.0, f64::max);
             figures.insert("stock_peak_mib", format!("{peak:.0}"));
         }
+    }
+    if wanted("partitions") {
+        let counts = [world::PARTITIONS, 100, 1_000];
+        let rounds = projecting::partitions(&world, tokio, arguments.rows, arguments.rounds, &counts)?;
+        let names = ["stock_100_partitions_vs_6", "stock_1000_partitions_vs_6"];
+        for (name, which) in names.into_iter().zip(1..) {
+            let ratios: Vec<_> = rounds.iter().map(|round| round[which].rate() / round[0].rate()).collect();
+            figures.insert(name, format!("{:.3}", median(&ratios)));
+        }
+        let peak = rounds.iter().map(|round| round[2].peak_mib).fold(0.0, f64::max);
+        figures.insert("stock_1000_partitions_peak_mib", format!("{peak:.0}"));
+    }
+    if wanted("latency") {
+        let latency = latency::measure(&world, tokio)?;
+        figures.insert("event_p50_ms", format!("{:.1}", latency.event_p50));
+        figures.insert("event_p99_ms", format!("{:.1}", latency.event_p99));
+        figures.insert("row_p50_ms", format!("{:.1}", latency.row_p50));
     }
     if wanted("pipeline") {
         let rates = pipeline::rates(&world, tokio, arguments.rows, arguments.rounds)?;

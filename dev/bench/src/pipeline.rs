@@ -9,7 +9,7 @@ use crate::{
     importing::warm_up,
     measured::Process,
     projecting::wait_until_read,
-    world::{self, World},
+    world::{self, PARTITIONS, World},
 };
 
 /// Rows a second of each round.
@@ -18,7 +18,7 @@ pub(crate) fn rates(world: &World, tokio: &Runtime, rows: u64, rounds: usize) ->
     println!("\npipeline: from the file's appearance to the last commit, importer and stock side by side");
     let mut rates = Vec::new();
     for _ in 0..rounds {
-        let round = world.round(tokio)?;
+        let round = world.round(tokio, PARTITIONS)?;
         let processes =
             [Process::start(&["importer"], &round.variables)?, Process::start(&["stock"], &round.variables)?];
         warm_up(&round)?;

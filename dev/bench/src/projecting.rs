@@ -38,7 +38,7 @@ pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize, 
     let mut pairs = Vec::new();
     for number in 0..rounds {
         // a topic, filled before the clock starts
-        let round = world.round(tokio)?;
+        let round = world.round(tokio, PARTITIONS)?;
         fill(&round, &file)?;
         let (stock, copy) = if number % 2 == 0 {
             let copy = one_copy(world, tokio, &round)?;
@@ -52,6 +52,31 @@ pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize, 
     Ok(pairs)
 }
 
+/// The same events in topics of so many partitions, one after the other in each round.
+pub(crate) fn partitions(
+    world: &World,
+    tokio: &Runtime,
+    rows: u64,
+    rounds: usize,
+    counts: &[i32],
+) -> Result<Vec<Vec<Measured>>> {
+    let file = world.csv(rows, world::plain(), "plain")?;
+    println!("\nstock on more partitions: from a full topic to the last commit");
+    let mut all = Vec::new();
+    for _ in 0..rounds {
+        let mut one = Vec::new();
+        for count in counts {
+            let round = world.round(tokio, *count)?;
+            fill(&round, &file)?;
+            let stock = one_stock(tokio, &round)?;
+            println!("  {count:>5} partitions {stock}");
+            one.push(stock);
+        }
+        all.push(one);
+    }
+    Ok(all)
+}
+
 fn fill(round: &Round, file: &Path) -> Result<()> {
     let mut variables = round.variables.clone();
     variables.push(("BENCH_TIMING".into(), "/dev/null".into()));
@@ -63,7 +88,7 @@ fn one_stock(tokio: &Runtime, round: &Round) -> Result<Measured> {
     let consumer: BaseConsumer = kafka::consumer(&round.kafka, "bench", "bench").create()?;
     let topic = round.kafka.topic_of(&events::stock::EVENT_TYPE);
     let mut total = 0;
-    for partition in 0..PARTITIONS {
+    for partition in 0..round.partitions {
         total += consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT)?.1;
     }
     let began = Instant::now();
@@ -86,7 +111,7 @@ pub(crate) fn wait_until_read(tokio: &Runtime, round: &Round, total: i64) -> Res
 }
 
 fn one_copy(world: &World, tokio: &Runtime, round: &Round) -> Result<Measured> {
-    let target = world.round(tokio)?;
+    let target = world.round(tokio, PARTITIONS)?;
     let settings = stock::Settings::read(&mut Environment::of(round.variables.clone()));
     let partitions = read(round)?;
     ensure!(!partitions.is_empty(), "the topic is empty");
@@ -99,7 +124,7 @@ fn read(round: &Round) -> Result<Vec<Vec<StockEvent>>> {
     let topic = round.kafka.topic_of(&events::stock::EVENT_TYPE);
     let mut partitions = Vec::new();
     let mut seen = std::collections::HashSet::new();
-    for partition in 0..PARTITIONS {
+    for partition in 0..round.partitions {
         let (low, high) = consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT)?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(low))?;

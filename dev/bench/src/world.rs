@@ -32,6 +32,8 @@ pub(crate) struct Round {
     pub(crate) kafka: KafkaSettings,
     pub(crate) postgres: PostgresSettings,
     pub(crate) directory: PathBuf,
+    /// Partitions of its events topic.
+    pub(crate) partitions: i32,
 }
 
 /// Incoming and sales that fit, and nothing else.
@@ -63,14 +65,14 @@ impl World {
         Ok(path)
     }
 
-    pub(crate) fn round(&self, tokio: &tokio::runtime::Runtime) -> Result<Round> {
+    pub(crate) fn round(&self, tokio: &tokio::runtime::Runtime, partitions: i32) -> Result<Round> {
         let mut variables = self.servers.environment(&self.servers.fresh_database()?);
         let directory = self.files.path().join(self.servers.fresh_name("importer"));
         std::fs::create_dir_all(directory.join("input"))?;
         let own = [
             ("KAFKA_EVENTS_TOPIC", self.servers.fresh_name("events")),
             ("KAFKA_ERRORS_TOPIC", self.servers.fresh_name("errors")),
-            ("KAFKA_TOPIC_PARTITIONS", PARTITIONS.to_string()),
+            ("KAFKA_TOPIC_PARTITIONS", partitions.to_string()),
             ("STOCK_GROUP", self.servers.fresh_name("stock")),
             ("IMPORT_DIRECTORY", directory.display().to_string()),
         ];
@@ -84,7 +86,7 @@ impl World {
             runtime::postgres::connect(&postgres, "bench", 1, &health, &shutdown).await?.close().await;
             anyhow::Ok(())
         })?;
-        Ok(Round { variables, kafka, postgres, directory })
+        Ok(Round { variables, kafka, postgres, directory, partitions })
     }
 }
 

@@ -4,6 +4,7 @@
 //! many partitions there are, and a slow database holds up the fetching.
 
 use std::{
+    ffi::CString,
     panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
@@ -11,13 +12,18 @@ use std::{
 use anyhow::{Result, anyhow};
 use events::Timestamp;
 use futures::FutureExt;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{
+    client::Client,
+    consumer::Consumer,
+    error::{KafkaError, RDKafkaErrorCode},
+};
 
 use super::{Assignment, Event, Id, POLL_INTERVAL};
 use crate::{
     Projection, TopicPartition,
     apply::{Applied, Applier},
     batch::{Buffer, Received},
+    group::Context,
     partition::{Call, State},
 };
 
@@ -65,6 +71,11 @@ impl<E> Buffers<E> {
     }
 }
 
+fn known_end(client: &Client<Context>, source: &TopicPartition) -> Option<i64> {
+    let topic = CString::new(source.topic.as_ref()).ok()?;
+    runtime::kafka::known_end(client, &topic, source.partition)
+}
+
 impl<P: Projection> Assignment<P> {
     /// A partition's queue may hold something.
     pub(super) fn readable(&mut self, source: &TopicPartition) {
@@ -98,8 +109,9 @@ impl<P: Projection> Assignment<P> {
             let Some(reading) = partition.reading() else { continue };
             let buffers = &self.buffers;
             if reading.readable && !reading.buffer.as_ref().is_none_or(|buffer| buffers.is_full(buffer)) {
+                let known_end = || known_end(self.consumer.client(), &source);
                 let filled = catch_unwind(AssertUnwindSafe(|| {
-                    reading.fill(&self.work.projection, |buffer| buffers.is_full(buffer))
+                    reading.fill(&self.work.projection, |buffer| buffers.is_full(buffer), known_end)
                 }));
                 match filled.map_err(|_| anyhow!("reading {source} panicked"))? {
                     Ok(()) => {}

@@ -41,6 +41,9 @@ impl Kind {
                 Err(NotATimestamp::NoOffset) => {
                     Err("has no offset from UTC (like 2019-04-14T03:47:13Z or 2019-04-14T05:47:13+02:00)".into())
                 }
+                Err(NotATimestamp::AfterYear9999) => {
+                    Err("is later than the year 9999 in UTC (the latest is 9999-12-31T23:59:59Z)".into())
+                }
                 Err(NotATimestamp::Malformed) => {
                     Err("is not a date and time with an offset (like 2019-04-14T03:47:13Z)".into())
                 }
@@ -59,12 +62,13 @@ impl Kind {
                 json!({"type": "string", "pattern": "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"})
             }
             Kind::OneOf(words) => json!({"type": "string", "enum": words}),
-            // `format` knows the days of each month; the pattern refuses leap seconds, and years from
-            // which an offset may lead out of the four digits
+            // `format` knows the days of each month; the pattern refuses the year 0 and leap seconds.
+            // No pattern of a sensible size can add an offset to a time of day: the comment says it
             Kind::DateTime => json!({
                 "type": "string",
                 "format": "date-time",
-                "pattern": "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-5][0-9](\\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$",
+                "$comment": "At most 9999-12-31T23:59:59.999999Z once its offset is taken into account.",
+                "pattern": "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-5][0-9](\\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$",
             }),
             Kind::Whole { min, max } => json!({"type": "string", "pattern": whole_pattern(*min, *max)}),
         }

@@ -8,25 +8,30 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub i64);
 
-/// 0000-01-01T00:00:00Z and 10000-01-01T00:00:00Z, in microseconds since 1970.
+/// 0000-01-01T00:00:00Z, in microseconds since 1970.
 const YEAR_0: i64 = -62_167_219_200_000_000;
-const YEAR_10000: i64 = 253_402_300_800_000_000;
 
 /// Why a text is not an instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotATimestamp {
     /// A date and time, but no `Z` and no `+01:00` behind it.
     NoOffset,
+    /// Written in the year 9999, but with an offset by which it is a later year in UTC.
+    AfterYear9999,
     /// Not of the form, or no such day or time.
     Malformed,
 }
 
 impl Timestamp {
-    /// Reads RFC 3339 with an offset, years 0001 to 9998, so that no offset leads out of the four
-    /// digits of a year. Leap seconds (`:60`) are refused: neither Postgres nor this type can hold
-    /// them. Digits beyond microseconds are dropped.
+    /// 9999-12-31T23:59:59.999999Z: a year has four digits.
+    pub const LAST: Timestamp = Timestamp(253_402_300_799_999_999);
+
+    /// Reads RFC 3339 with an offset, years 0001 to 9999 as written. An offset may lead back to the
+    /// last day of year 0 in UTC, which Postgres and [`OffsetDateTime`] can hold, but not beyond
+    /// [`Timestamp::LAST`]. Leap seconds (`:60`) are refused: neither Postgres nor this type can
+    /// hold them. Digits beyond microseconds are dropped.
     pub fn parse(text: &[u8]) -> Result<Timestamp, NotATimestamp> {
-        use NotATimestamp::{Malformed, NoOffset};
+        use NotATimestamp::{AfterYear9999, Malformed, NoOffset};
         let number = |from: usize, to: usize| -> Result<i64, NotATimestamp> {
             text.get(from..to).and_then(digits).ok_or(Malformed)
         };
@@ -41,7 +46,7 @@ impl Timestamp {
         for (at, expected) in [(4, "-"), (7, "-"), (10, "Tt"), (13, ":"), (16, ":")] {
             is(at, expected.as_bytes())?;
         }
-        if !(1..=9_998).contains(&year)
+        if !(1..=9_999).contains(&year)
             || day < 1
             || day > days_in_month(year, month)
             || hour > 23
@@ -75,7 +80,8 @@ impl Timestamp {
             _ => return Err(Malformed),
         };
         let minutes = (days_since_1970(year, month, day) * 24 + hour) * 60 + minute - offset_minutes;
-        Ok(Timestamp((minutes * 60 + second) * 1_000_000 + micros))
+        let timestamp = Timestamp((minutes * 60 + second) * 1_000_000 + micros);
+        if timestamp <= Timestamp::LAST { Ok(timestamp) } else { Err(AfterYear9999) }
     }
 
     /// This instant, later by `micros` microseconds.
@@ -91,9 +97,9 @@ impl From<OffsetDateTime> for Timestamp {
 }
 
 impl From<Timestamp> for OffsetDateTime {
-    /// Years 0000 to 9999, more than [`Timestamp::parse`] reads; beyond them, the nearest of these.
+    /// Years 0000 to 9999, all that [`Timestamp::parse`] reads; beyond them, the nearest of these.
     fn from(timestamp: Timestamp) -> OffsetDateTime {
-        let micros = timestamp.0.clamp(YEAR_0, YEAR_10000 - 1);
+        let micros = timestamp.0.clamp(YEAR_0, Timestamp::LAST.0);
         OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 }
@@ -146,7 +152,7 @@ mod tests {
             "2019-04-14T03:47:60Z",
             "2019-04-14T03:47:13+0200",
             "2019-04-14T03:47:13Zz",
-            "9999-12-31T23:59:59-00:01",
+            "10000-01-01T00:00:00Z",
             "0000-01-01T00:00:00+01:00",
             "2019-04-14T03:47:13.Z",
             "2019-13-14T03:47:13Z",
@@ -155,16 +161,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_first_and_the_last_microsecond_of_the_calendar_are_read() {
+        let first = Timestamp::parse(b"0001-01-01T00:00:00Z").expect("the first");
+        assert_eq!((first, first.to_string().as_str()), (Timestamp(-62_135_596_800_000_000), "0001-01-01T00:00:00Z"));
+        let last = Timestamp::parse(b"9999-12-31T23:59:59.999999Z").expect("the last");
+        assert_eq!((last, last.to_string().as_str()), (Timestamp::LAST, "9999-12-31T23:59:59.999999Z"));
+        // written in local time, each may be up to a day away in UTC
+        assert_eq!(Timestamp::parse(b"9999-12-31T22:58:59.999999-01:01"), Ok(last));
+        assert_eq!(Timestamp::parse(b"0001-01-01T00:00:00+23:59").expect("year 0").to_string(), "0000-12-31T00:01:00Z");
+    }
+
+    #[test]
+    fn an_offset_that_leads_beyond_the_year_9999_is_told_apart_from_nonsense() {
+        for text in ["9999-12-31T23:59:59-00:01", "9999-12-31T23:00:00-01:00", "9999-12-31T00:01:00-23:59"] {
+            assert_eq!(Timestamp::parse(text.as_bytes()), Err(NotATimestamp::AfterYear9999), "{text}");
+        }
+        assert!(Timestamp::parse(b"9999-12-31T00:00:59-23:59").is_ok());
+    }
+
     proptest! {
         #[test]
-        fn it_reads_what_the_time_crate_writes_and_back(micros in -62_135_596_800_000_000_i64..253_370_764_800_000_000) {
+        fn it_reads_what_the_time_crate_writes_and_back(micros in -62_135_596_800_000_000..=Timestamp::LAST.0) {
             let text = Timestamp(micros).to_string();
             prop_assert_eq!(Timestamp::parse(text.as_bytes()), Ok(Timestamp(micros)));
         }
 
         #[test]
-        fn it_agrees_with_the_time_crate(text in "(19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|z|[+-][0-2][0-9]:[0-5][0-9])") {
+        fn it_agrees_with_the_time_crate(text in "(0001|9999|(19|20)[0-9]{2})-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|z|[+-][0-2][0-9]:[0-5][0-9])") {
             let theirs = OffsetDateTime::parse(&text, &Rfc3339).ok().map(Timestamp::from_floor);
+            let theirs = theirs.filter(|time| *time <= Timestamp::LAST);
             prop_assert_eq!(Timestamp::parse(text.as_bytes()).ok(), theirs);
         }
     }

@@ -10,15 +10,14 @@ use uuid::Uuid;
 
 fn event() -> impl Strategy<Value = StockEvent> {
     let number = || prop_oneof![0..20_i64, 0..=i64::MAX];
-    (any::<u128>(), any::<bool>(), 0..253_370_764_800_i64, number(), number(), 1..=i32::MAX).prop_map(
-        |(id, incoming, second, store, item, value)| StockEvent {
+    (any::<u128>(), any::<bool>(), -62_135_596_800..=Timestamp::LAST.0 / 1_000_000, number(), number(), 1..=i32::MAX)
+        .prop_map(|(id, incoming, second, store, item, value)| StockEvent {
             transaction_id: Uuid::from_u128(id),
             movement: if incoming { Movement::Incoming } else { Movement::Sale },
             date: Timestamp(second * 1_000_000),
             card: Card { store, item },
             value,
-        },
-    )
+        })
 }
 
 proptest! {

@@ -33,6 +33,16 @@ value: "1.5" is not a whole number from 1 to 2147483647
 }
 
 #[test]
+fn every_year_of_four_digits_is_a_date_as_long_as_utc_agrees() {
+    let at = |date: &str| read(HEADER, GOOD.replace("2019-04-14T03:47:13Z", date).as_bytes());
+    for date in ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999+23:59"] {
+        assert_eq!(at(date), Ok("5-12".into()), "{date}");
+    }
+    insta::assert_snapshot!(at("9999-12-31T23:59:59-00:01").expect_err("refused"), @r#"date: "9999-12-31T23:59:59-00:01" is later than the year 9999 in UTC (the latest is 9999-12-31T23:59:59Z)"#);
+    insta::assert_snapshot!(at("0000-12-31T23:59:59-00:01").expect_err("refused"), @r#"date: "0000-12-31T23:59:59-00:01" is not a date and time with an offset (like 2019-04-14T03:47:13Z)"#);
+}
+
+#[test]
 fn a_line_that_falls_apart_is_refused_whole() {
     insta::assert_snapshot!(read(HEADER, b"a,b").expect_err("refused"), @"the line has 2 fields, the header has 6");
     insta::assert_snapshot!(read(HEADER, format!("{GOOD},extra").as_bytes()).expect_err("refused"), @"the line has 7 fields, the header has 6");

@@ -2,7 +2,13 @@
 
 mod house;
 
-use events::stock::Movement::{Incoming, Sale};
+use events::{
+    Timestamp,
+    stock::{
+        Movement::{Incoming, Sale},
+        StockEvent,
+    },
+};
 use house::{House, event};
 use serde_json::json;
 
@@ -267,4 +273,35 @@ async fn partitions_that_create_the_same_cards_in_opposite_orders_do_not_wait_fo
             .await
             .expect("a count");
     assert_eq!(deadlocks, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_and_the_last_date_are_the_same_when_they_are_read_back_from_the_tables() {
+    let house = House::new(1, &[("STOCK_RETRY_MS", "600000")]).await;
+    let service = house.start();
+    let first = Timestamp::parse(b"0001-01-01T00:00:00+23:59").expect("a date");
+    let dated = |date, event| StockEvent { date, ..event };
+    let events = [
+        dated(first, event(1, Incoming, 3, 1)),
+        dated(Timestamp::LAST, event(2, Incoming, 3, 1)),
+        dated(first, event(3, Sale, 9, 1)),
+        dated(Timestamp::LAST, event(4, Sale, 9, 1)),
+    ];
+    // year 0 in UTC is written as year 1 with an offset
+    let payload = |event: &StockEvent| event.to_json().replace("0000-12-31T00:01:00Z", "0001-01-01T00:00:00+23:59");
+    let payloads: Vec<_> = events.iter().map(payload).collect();
+    let send = || house.send_raw(payloads.iter().map(|payload| (b"4-3".as_slice(), payload.as_bytes())));
+    send();
+    house.until_read().await;
+    // read back from both tables: one microsecond off would be a conflict
+    send();
+    house.until_read().await;
+    assert!(house.error_records().is_empty(), "{:?}", house.error_records());
+    for table in ["transactions", "waiting_sales"] {
+        let sql = format!("SELECT (timestamp AT TIME ZONE 'UTC')::text FROM {table} ORDER BY transaction_id");
+        let dates: Vec<String> =
+            sqlx::query_scalar(&sql).fetch_all(&house.pool).await.expect("dates");
+        assert_eq!(dates, ["0001-12-31 00:01:00 BC", "9999-12-31 23:59:59.999999"], "{table}");
+    }
+    service.stop().await.expect("a clean stop");
 }

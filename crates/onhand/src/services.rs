@@ -67,8 +67,10 @@ pub(crate) fn start(services: &[Service], env: &mut Environment, shutdown: &Canc
     if let Some(address) = address {
         tasks.spawn("metrics", metrics::serve(address, health.clone(), shutdown.clone()));
     }
-    for (name, start) in prepared {
-        tasks.spawn(name, start(health.clone(), shutdown.clone()));
+    // all handles before any service reports through one: only then it is known that there are several
+    let prepared: Vec<_> = prepared.into_iter().map(|(name, start)| (name, health.of(name), start)).collect();
+    for (name, health, start) in prepared {
+        tasks.spawn(name, start(health, shutdown.clone()));
     }
     Ok(tasks)
 }

@@ -2,7 +2,8 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     os::unix::process::ExitStatusExt,
     process::{Command, Output, Stdio},
     thread,
@@ -160,4 +161,39 @@ fn up_that_waits_for_its_servers_ends_when_it_is_asked_to() {
     }
     let left: Vec<_> = fs::read_dir(dir.path().join(".onhand")).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["lock"]);
+}
+
+#[test]
+fn up_reports_the_health_of_each_of_its_services() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut up = onhand();
+    up.arg("up")
+        .current_dir(dir.path())
+        .env("METRICS_ADDRESS", "127.0.0.1:0")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = up.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let served = lines.find(|line| line.contains("metrics and health on")).expect("an address");
+    let address =
+        served.split("http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address").to_owned();
+    // whatever it logs is read, so that it can go on
+    let log = thread::spawn(move || lines.collect::<Vec<_>>());
+    let expected = ["importer: kafka: waiting for 127.0.0.1:9", "stock: postgres: waiting for u@127.0.0.1:9"];
+    let asked = Instant::now();
+    let (answer, reported) = loop {
+        let mut answer = String::new();
+        let answered = TcpStream::connect(&address).and_then(|mut stream| {
+            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+            stream.read_to_string(&mut answer)
+        });
+        let reported = expected.iter().all(|part| answer.lines().any(|line| line.starts_with(part)));
+        if reported || answered.is_err() || asked.elapsed() > Duration::from_secs(30) {
+            break (answer, reported);
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(reported, "{answer}\n{}", log.join().unwrap().join("\n"));
 }

@@ -80,3 +80,21 @@ fn recorder() -> Result<PrometheusHandle> {
     let handle = PrometheusBuilder::new().install_recorder().context("installing the metrics recorder")?;
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Health, StatusCode, report};
+
+    #[test]
+    fn health_is_a_line_for_each_unhealthy_part_of_each_service() {
+        let health = Health::default();
+        let (importer, stock) = (health.of("importer"), health.of("stock"));
+        importer.ill("kafka", "no answer");
+        stock.ill("postgres", "no room");
+        let lines = "importer: kafka: no answer\nstock: postgres: no room\n";
+        assert_eq!(report(&health), (StatusCode::SERVICE_UNAVAILABLE, lines.into()));
+        importer.well("kafka");
+        stock.well("postgres");
+        assert_eq!(report(&health), (StatusCode::OK, "well\n".into()));
+    }
+}

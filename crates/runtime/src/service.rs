@@ -80,7 +80,7 @@ impl Service {
             if let Some(address) = address {
                 tasks.spawn("metrics", metrics::serve(address, health.clone(), shutdown.clone()));
             }
-            tasks.spawn(self.name, run(health, shutdown));
+            tasks.spawn(self.name, run(health.of(self.name), shutdown));
             tasks.join().await
         })
     }

@@ -2,9 +2,7 @@
 
 mod house;
 
-use std::time::Duration;
-
-use events::stock::Movement::Incoming;
+use events::stock::Movement::{Incoming, Sale};
 use house::{House, event};
 use rdkafka::{
     admin::{AdminClient, AdminOptions},
@@ -12,78 +10,21 @@ use rdkafka::{
 };
 use runtime::{health::Health, kafka};
 use sandbox::{Kafka, Postgres, shared};
+use serde_json::json;
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-/// A house on a Postgres of its own, and on the broker.
-async fn house_on(database: &Postgres, broker: &str, partitions: i32, variables: &[(&str, &str)]) -> House {
+/// The variables that name a database of this server.
+fn environment(database: &Postgres) -> Vec<(String, String)> {
     database.create_database("onhand").expect("a database");
     let at = database.address();
-    let mut all: Vec<(String, String)> = vec![
-        ("KAFKA_BROKER_URL".into(), broker.into()),
-        ("POSTGRES_HOSTNAME".into(), format!("{}:{}", at.host, at.port)),
-        ("POSTGRES_USER".into(), at.user),
-        ("POSTGRES_PASSWORD".into(), at.password),
-        ("POSTGRES_DB".into(), "onhand".into()),
+    let variables = [
+        ("POSTGRES_HOSTNAME", format!("{}:{}", at.host, at.port)),
+        ("POSTGRES_USER", at.user),
+        ("POSTGRES_PASSWORD", at.password),
+        ("POSTGRES_DB", "onhand".into()),
     ];
-    all.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    House::on(partitions, all).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_producer_that_never_pauses_and_a_postgres_that_does_are_no_lost_records() {
-    let root = tempfile::tempdir().expect("a directory");
-    let database = tokio::task::block_in_place(|| Postgres::start(root.path()).expect("Postgres"));
-    let house = house_on(&database, &shared().broker, 6, &[]).await;
-    let service = house.start();
-    let stop = CancellationToken::new();
-    let sent = std::thread::scope(|scope| {
-        let producing = scope.spawn(|| {
-            let mut sent = 0;
-            while !stop.is_cancelled() {
-                let events: Vec<_> =
-                    (sent..sent + 5_000).map(|number| event(number, Incoming, (number % 97) as i64, 1)).collect();
-                house.send(&events);
-                sent += 5_000;
-            }
-            sent as i64
-        });
-        // Kafka and Postgres are compared every 5 s
-        for _ in 0..10 {
-            std::thread::sleep(Duration::from_millis(1_200));
-            database.pause();
-            std::thread::sleep(Duration::from_millis(1_800));
-            database.resume();
-        }
-        stop.cancel();
-        producing.join().expect("no panic")
-    });
-    house.until("all are applied", async || house.try_count("transactions").await == Some(sent)).await;
-    service.stop().await.expect("a clean stop: it must not have ended by itself");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn no_refusal_is_published_that_a_crash_of_postgres_takes_back() {
-    let root = tempfile::tempdir().expect("a directory");
-    let mut database = tokio::task::block_in_place(|| Postgres::start(root.path()).expect("Postgres"));
-    let house = house_on(&database, &shared().broker, 1, &[]).await;
-    // asynchronous commits are written seconds later, so that a crash takes them back
-    for sql in ["ALTER SYSTEM SET wal_writer_delay = '10s'", "SELECT pg_reload_conf()"] {
-        sqlx::raw_sql(sql).execute(&house.pool).await.expect("set");
-    }
-    let service = house.start();
-    house.send(&[event(1, Incoming, 3, 5)]);
-    house.until("it is applied", async || house.count("transactions").await == 1).await;
-    house.send_raw([(b"4-3".as_slice(), b"hello".as_slice())].into_iter());
-    house.until("it is published", async || house.count_of_errors() == 1).await;
-    tokio::task::block_in_place(|| database.kill());
-    service.stop().await.expect("a clean stop");
-    tokio::task::block_in_place(|| database.restart().expect("Postgres again"));
-    let next = async || {
-        let sql = "SELECT sum(next_offset)::bigint FROM consumer_offsets";
-        sqlx::query_scalar::<_, Option<i64>>(sql).fetch_one(&house.pool).await.ok().flatten()
-    };
-    house.until("Postgres answers", async || house.try_count("stores").await.is_some()).await;
-    assert_eq!(next().await, Some(2), "what is published must be durable");
+    variables.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,7 +33,10 @@ async fn postgres_and_kafka_may_be_killed_and_restarted_at_any_time() {
     let (mut broker, mut database) = tokio::task::block_in_place(|| {
         (Kafka::start(root.path()).expect("Kafka"), Postgres::start(root.path()).expect("Postgres"))
     });
-    let house = house_on(&database, &broker.broker(), 2, &[("STOCK_BATCH_SIZE", "20")]).await;
+    let mut variables = environment(&database);
+    variables.push(("KAFKA_BROKER_URL".into(), broker.broker()));
+    variables.push(("STOCK_BATCH_SIZE".into(), "20".into()));
+    let house = House::on(2, variables).await;
     let service = house.start();
     let mut sent = 0;
     let mut send = || {
@@ -123,6 +67,121 @@ async fn postgres_and_kafka_may_be_killed_and_restarted_at_any_time() {
     house.until("all are applied", async || house.try_count("transactions").await == Some(all)).await;
     let amounts: i64 = house.items().await.iter().map(|(_, _, amount)| amount).sum();
     assert_eq!(amounts, all);
+    service.stop().await.expect("a clean stop");
+}
+
+/// A Postgres that keeps commits which need not be durable in its memory for seconds, so that a
+/// crash loses them; and a stock service's topics and tables on it.
+struct Forgetful {
+    database: Postgres,
+    house: House,
+    _root: TempDir,
+}
+
+impl Forgetful {
+    async fn start() -> Forgetful {
+        let root = tempfile::tempdir().expect("a directory");
+        let mut database = tokio::task::block_in_place(|| Postgres::start(root.path()).expect("Postgres"));
+        let mut variables = shared().environment("unused");
+        variables.extend(environment(&database));
+        variables.push(("STOCK_RETRY_MS".into(), "600000".into()));
+        let house = House::on(1, variables).await;
+        for sql in ["CREATE TABLE marks (mark text)", "ALTER SYSTEM SET wal_writer_delay = '10s'"] {
+            sqlx::raw_sql(sql).execute(&house.pool).await.expect("done");
+        }
+        // in order, not as a crash: the setting holds from the start, and the table is kept
+        tokio::task::block_in_place(|| database.restart().expect("Postgres again"));
+        Forgetful { database, house, _root: root }
+    }
+
+    /// Everything committed before is durable.
+    async fn flush(&self) {
+        let sql = "BEGIN; SET LOCAL synchronous_commit = on; INSERT INTO marks VALUES ('durable'); COMMIT";
+        sqlx::raw_sql(sql).execute(&self.house.pool).await.expect("durable");
+    }
+
+    /// A commit like those of the service, not durable at once. Commits become durable in their
+    /// order: where this one is lost, all later ones are.
+    async fn mark(&self, mark: &str) {
+        sqlx::query("INSERT INTO marks VALUES ($1)").bind(mark).execute(&self.house.pool).await.expect("marked");
+    }
+
+    /// Postgres crashes, and starts again.
+    fn crash(&mut self) {
+        tokio::task::block_in_place(|| {
+            self.database.kill();
+            self.database.restart().expect("Postgres again");
+        });
+    }
+
+    async fn has_lost(&self, mark: &str) -> bool {
+        let sql = "SELECT NOT EXISTS (SELECT FROM marks WHERE mark = $1)";
+        sqlx::query_scalar(sql).bind(mark).fetch_one(&self.house.pool).await.expect("an answer")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_of_postgres_took_back_is_read_again_though_nothing_new_comes() {
+    let mut postgres = Forgetful::start().await;
+    let service = postgres.house.start();
+    let mut lost = 0;
+    // the server may have written its log just before it crashed: then nothing is lost
+    for round in 1.. {
+        let first = round as u128 * 10;
+        postgres.house.send(&[event(first, Incoming, 3, 5), event(first + 1, Sale, 3, 1)]);
+        postgres.house.until_read().await;
+        postgres.flush().await;
+        let mark = format!("before the tail of round {round}");
+        postgres.mark(&mark).await;
+        postgres.house.send(&[
+            event(first + 2, Incoming, 3, 5),
+            event(first + 3, Incoming, 100 + round, 7),
+            event(first + 4, Sale, 9, 2),
+            event(first + 2, Incoming, 3, 5),
+        ]);
+        postgres.house.until_read().await;
+        postgres.crash();
+        lost += u32::from(postgres.has_lost(&mark).await);
+
+        let house = &postgres.house;
+        let all = (Some(4 * round), Some(round));
+        let there = async || (house.try_count("transactions").await, house.try_count("waiting_sales").await);
+        house.until("all is there again", async || there().await == all).await;
+        house.until_read().await;
+        let new_cards = (1..=round).map(|round| (4, 100 + round, 7));
+        let expected: Vec<_> = std::iter::once((4, 3, 9 * round)).chain(new_cards).collect();
+        assert_eq!(house.items().await, expected);
+        assert!(house.error_records().is_empty(), "{:?}", house.error_records());
+        if lost == 2 {
+            break;
+        }
+        assert!(round < 10, "of {round} crashes only {lost} lost anything");
+    }
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_not_published_before_a_crash_of_postgres_can_no_longer_take_it_back() {
+    let mut postgres = Forgetful::start().await;
+    let service = postgres.house.start();
+    postgres.house.send(&[event(1, Incoming, 3, 5)]);
+    postgres.house.until_read().await;
+    // the server may write its log on its own in one round, but not in all of them
+    for round in 1..=3 {
+        postgres.flush().await;
+        let mark = format!("before refusal {round}");
+        postgres.mark(&mark).await;
+        postgres.house.send(&[event(1, Incoming, 3, 5 + round)]);
+        let refused = async || postgres.house.error_records().len() == round as usize;
+        postgres.house.until("it is refused", refused).await;
+        postgres.crash();
+        assert!(!postgres.has_lost(&mark).await, "refusal {round} was published, and Postgres could forget it");
+        postgres.house.until_read().await;
+    }
+
+    let house = &postgres.house;
+    let errors: Vec<_> = house.error_records().iter().map(|record| record.payload["value"].clone()).collect();
+    assert_eq!((errors, house.items().await), (vec![json!("6"), json!("7"), json!("8")], vec![(4, 3, 5)]));
     service.stop().await.expect("a clean stop");
 }
 

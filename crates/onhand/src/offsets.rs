@@ -2,21 +2,28 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    ops::ControlFlow,
     process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use projection::Position;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{
+    Message,
+    consumer::{BaseConsumer, Consumer},
+};
 use runtime::{KafkaSettings, PostgresSettings, kafka, postgres};
 use sqlx::{ConnectOptions, PgConnection};
 
 use crate::{
     address::{self, DataDirectory},
-    ending,
+    ending, reading,
     terminal::Paint,
 };
+
+/// Records behind a position that are counted one by one.
+const COUNTED: i64 = 1_000;
 
 /// Show where each service stands in each partition, and its lag
 #[derive(Args)]
@@ -65,8 +72,7 @@ async fn show(kafka: &KafkaSettings, settings: &PostgresSettings) -> Result<Exit
         println!("no service has read anything yet");
         return Ok(ExitCode::SUCCESS);
     }
-    let consumer: BaseConsumer =
-        kafka::consumer(kafka, "onhand-offsets", "onhand-offsets").create().context("Kafka settings")?;
+    let consumer = reading::consumer(kafka, "onhand-offsets")?;
     println!("{:<14} {:<20} {:>9} {:>12} {:>12} {:>10}", "service", "topic", "partition", "next offset", "end", "lag");
     let (mut total, mut unknown, mut stranger) = (0, 0, false);
     for position in &positions {
@@ -111,10 +117,28 @@ fn beside(consumer: &BaseConsumer, position: &Position) -> (Option<i64>, Option<
         (Ok(_), Ok((low, high))) if !(low..=high).contains(next_offset) => {
             (Some(high), None, format!("the topic now holds {low} to {high}"))
         }
-        (Ok(_), Ok((_, high))) => (Some(high), Some(high - next_offset), String::new()),
+        (Ok(_), Ok((_, high))) => match lag(consumer, (topic, *partition), *next_offset, high) {
+            Ok(lag) => (Some(high), Some(lag), String::new()),
+            Err(error) => (Some(high), None, format!("{error:#}")),
+        },
         (Err(error), _) => (None, None, format!("{error:#}")),
         (_, Err(error)) => (None, None, error.to_string()),
     }
+}
+
+/// Records from `next_offset` on. The first ones are counted, since an offset without a record is
+/// no lag, and each transaction ends with one. Of what comes after these, each offset counts.
+fn lag(consumer: &BaseConsumer, partition: (&str, i32), next_offset: i64, end: i64) -> Result<i64> {
+    let (mut records, mut uncounted) = (0, 0);
+    reading::range(consumer, partition, next_offset..end, |message| {
+        records += 1;
+        if records < COUNTED {
+            return ControlFlow::Continue(());
+        }
+        uncounted = end - (message.offset() + 1);
+        ControlFlow::Break(())
+    })?;
+    Ok(records + uncounted)
 }
 
 async fn forget(settings: &PostgresSettings, service: &str, topic: &str, yes: bool) -> Result<ExitCode> {

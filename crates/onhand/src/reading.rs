@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::{ControlFlow, Range},
     time::Duration,
 };
 
@@ -10,11 +11,14 @@ use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
     error::KafkaError,
-    message::{Headers, OwnedMessage},
+    message::{BorrowedMessage, Headers, OwnedMessage},
 };
 use runtime::{KafkaSettings, kafka};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// How long a broker may say nothing while there is more to read.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where reading begins: with the oldest record there is, or with what comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -81,6 +85,48 @@ impl Reader {
     pub(crate) fn is_at_end(&self) -> bool {
         self.ended.len() == self.partitions
     }
+}
+
+/// A reader of partitions that belongs to no group, for [`range`].
+pub(crate) fn consumer(settings: &KafkaSettings, name: &str) -> Result<BaseConsumer> {
+    let mut config = kafka::consumer(settings, name, name);
+    config.set("enable.partition.eof", "true");
+    config.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "50000");
+    config.create().context("Kafka settings")
+}
+
+/// Reads the records of a partition whose offsets are in this range, until `each` breaks. An offset
+/// need not have a record: markers of transactions, and what compaction removed, come to no reader.
+/// So the range ends with the first record beyond it, or where the partition ends.
+pub(crate) fn range(
+    consumer: &BaseConsumer,
+    (topic, partition): (&str, i32),
+    offsets: Range<i64>,
+    mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
+) -> Result<()> {
+    if offsets.is_empty() {
+        return Ok(());
+    }
+    // asked first: an end that is reached later is not before this one
+    let (_, end) = consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT)?;
+    if end < offsets.end {
+        bail!("{topic} partition {partition} ends at {end}, before offset {}", offsets.end);
+    }
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(offsets.start))?;
+    consumer.assign(&list)?;
+    loop {
+        let message = match consumer.poll(PATIENCE) {
+            Some(Err(KafkaError::PartitionEOF(ended))) if ended == partition => break,
+            Some(message) => message.with_context(|| format!("reading {topic} partition {partition}"))?,
+            None => bail!("reading {topic} partition {partition}: the broker has sent nothing for {PATIENCE:?}"),
+        };
+        let next = message.offset() + 1;
+        if next > offsets.end || each(&message).is_break() || next == offsets.end {
+            break;
+        }
+    }
+    Ok(consumer.unassign()?)
 }
 
 /// The topics there are, with the number of their partitions; not those that Kafka keeps for itself.

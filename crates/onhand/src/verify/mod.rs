@@ -4,7 +4,7 @@ mod files;
 mod fold;
 mod recorded;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ops::ControlFlow, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::{
     address::{self, DataDirectory},
-    ending,
+    ending, reading,
     terminal::Paint,
 };
 use files::Files;
@@ -68,7 +68,7 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
     // one moment of all tables; what is committed later is not looked at
     let mut tx = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let topic = kafka.topic_of(&EVENT_TYPE);
-    let consumer = recorded::consumer(&kafka)?;
+    let consumer = reading::consumer(&kafka, "onhand-verify")?;
     let positions = positions(&mut tx, topic).await?;
     tokio::task::block_in_place(|| is_the_topic(&consumer, topic, &positions))?;
     let read: Vec<_> = positions.iter().map(|position| (position.partition, position.next_offset)).collect();
@@ -79,9 +79,10 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
 
     tokio::task::block_in_place(|| -> Result<()> {
         for (partition, low, high) in recorded::partitions(&consumer, &kafka.errors_topic)? {
-            recorded::read(&consumer, (&kafka.errors_topic, partition), low, high, |message| {
+            reading::range(&consumer, (&kafka.errors_topic, partition), low..high, |message| {
                 let get = |name: &str| recorded::header_of(message, name);
                 errors.add(topic, get, message.payload().unwrap_or_default(), &mut seen, &mut differences);
+                ControlFlow::Continue(())
             })?;
         }
         Ok(())
@@ -93,7 +94,8 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
     });
     let revived = recorded::known(&mut tx, &errors.given_up).await?;
     let mut fold = Fold::new(std::mem::take(&mut errors.refusals), waiting, revived);
-    let written = tokio::task::block_in_place(|| fold_topic(&consumer, topic, &read, &mut fold))?;
+    let behind = tokio::task::block_in_place(|| fold_topic(&consumer, topic, &read, &mut fold))?;
+    let written = fold.counts.records + behind;
     let mut expected = fold.finish();
     let (transactions, sales, items) = recorded::tables(&mut tx, &mut expected).await?;
     tx.commit().await?;
@@ -127,7 +129,6 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
             &format!("{are} no receipt: of `onhand import`, of files still being read, or the receipt was removed"),
         );
     }
-    let behind = written.saturating_sub(read.iter().map(|(_, next)| *next as u64).sum());
     if behind > 0 {
         line(behind, &format!("{} not applied yet, and not compared", word(behind, "record is", "records are")));
     }
@@ -152,30 +153,48 @@ async fn verify(kafka: KafkaSettings, postgres: PostgresSettings, directory: Pat
     Ok(ExitCode::SUCCESS)
 }
 
-/// Folds each partition up to where the service stands. Returns how many records the topic got in all.
+/// Folds each partition up to where the service stands. Returns how many records come after that.
 fn fold_topic(consumer: &BaseConsumer, topic: &str, read: &[(i32, i64)], fold: &mut Fold) -> Result<u64> {
     let partitions = recorded::partitions(consumer, topic)?;
-    let total: i64 = read.iter().map(|(_, next)| *next).sum();
+    if let Some((partition, _)) = read.iter().find(|(partition, _)| partitions.iter().all(|(id, ..)| id != partition)) {
+        bail!("topic {topic} has no partition {partition}, but stock has read it; see `onhand offsets`");
+    }
+    let total: i64 = partitions.iter().map(|(_, low, high)| high - low).sum();
     let progress = ProgressBar::new(total as u64).with_style(
         ProgressStyle::with_template("{bar:40} {human_pos} of {human_len} records, {per_sec}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
-    for (partition, next) in read {
-        let Some((_, low, _)) = partitions.iter().find(|(id, ..)| id == partition) else {
-            bail!("topic {topic} has no partition {partition}, but stock has read it; see `onhand offsets`");
-        };
-        if *low > 0 {
+    let mut behind = 0;
+    for (partition, low, high) in partitions {
+        let next = read.iter().find(|(id, _)| *id == partition).map(|(_, next)| *next);
+        if next.is_some() && low > 0 {
             bail!(
                 "the events of {topic} partition {partition} before offset {low} are gone (retention): the tables cannot be checked against them"
             );
         }
-        recorded::read(consumer, (topic, *partition), *low, *next, |message| {
-            fold.record((*partition, message.offset()), StockEvent::decode(message.payload().unwrap_or_default()));
+        if next.is_none() {
+            // retention removed these before stock read any: they were on the topic, and are not applied
+            behind += low as u64;
+        }
+        let next = next.unwrap_or(low);
+        if high < next {
+            bail!(
+                "{topic} partition {partition} ends at {high}, but stock has read up to {next}; see `onhand offsets`"
+            );
+        }
+        reading::range(consumer, (topic, partition), low..high, |message| {
+            if message.offset() < next {
+                let decoded = StockEvent::decode(message.payload().unwrap_or_default());
+                fold.record((partition, message.offset()), decoded);
+            } else {
+                behind += 1;
+            }
             progress.inc(1);
+            ControlFlow::Continue(())
         })?;
     }
     progress.finish_and_clear();
-    Ok(partitions.iter().map(|(.., high)| *high as u64).sum())
+    Ok(behind)
 }
 
 async fn positions(tx: &mut PgConnection, topic: &str) -> Result<Vec<Position>> {

@@ -1,7 +1,5 @@
 //! What verify reads: the refusals on the errors topic, the records of the topic, the tables.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail};
 use events::{
     Timestamp,
@@ -11,26 +9,16 @@ use events::{
 use futures::TryStreamExt;
 use hashbrown::HashMap;
 use rdkafka::{
-    Message, Offset, TopicPartitionList,
+    Message,
     consumer::{BaseConsumer, Consumer},
     message::{BorrowedMessage, Headers},
 };
-use runtime::{KafkaSettings, kafka};
+use runtime::kafka;
 use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::fold::{Differences, Expected, Refusals};
-
-/// How long a broker may say nothing while there is more to read.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A reader of topics that belongs to no group.
-pub(super) fn consumer(settings: &KafkaSettings) -> Result<BaseConsumer> {
-    let mut config = kafka::consumer(settings, "onhand-verify", "onhand-verify");
-    config.set("queued.max.messages.kbytes", "16384").set("queued.min.messages", "50000");
-    config.create().context("Kafka settings")
-}
 
 /// First offset and end of every partition of a topic.
 pub(super) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>> {
@@ -47,35 +35,6 @@ pub(super) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i3
             Ok((id, low, high))
         })
         .collect()
-}
-
-/// Every record of a partition from `from` until `to`.
-pub(super) fn read(
-    consumer: &BaseConsumer,
-    source: (&str, i32),
-    from: i64,
-    to: i64,
-    mut each: impl FnMut(&BorrowedMessage<'_>),
-) -> Result<()> {
-    if from >= to {
-        return Ok(());
-    }
-    let mut list = TopicPartitionList::new();
-    list.add_partition_offset(source.0, source.1, Offset::Offset(from))?;
-    consumer.assign(&list)?;
-    loop {
-        let message = match consumer.poll(PATIENCE) {
-            Some(message) => message.with_context(|| format!("reading {} partition {}", source.0, source.1))?,
-            None => bail!("{} partition {} ends before offset {to}", source.0, source.1),
-        };
-        if message.offset() < to {
-            each(&message);
-        }
-        if message.offset() + 1 >= to {
-            consumer.unassign()?;
-            return Ok(());
-        }
-    }
 }
 
 /// What the errors topic and the outbox hold.

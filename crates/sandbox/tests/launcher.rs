@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{create_topic, eventually, is_alive, remove_elsewhere, root, sql};
+use common::{consume, create_topic, eventually, is_alive, produce, remove_elsewhere, root, sql};
 use sandbox::{PgAddress, Sandbox, StartError};
 
 /// The variable that tells [`launcher`] where to start a sandbox.
@@ -29,16 +29,8 @@ fn a_sandbox_says_where_its_servers_are_and_keeps_others_off_its_directory() {
         )
     );
 
-    let variables = &launched.variables;
-    let (host, port) = variables["POSTGRES_HOSTNAME"].split_once(':').unwrap();
-    let at = PgAddress {
-        host: host.into(),
-        port: port.parse().unwrap(),
-        user: variables["POSTGRES_USER"].clone(),
-        password: variables["POSTGRES_PASSWORD"].clone(),
-    };
-    assert_eq!(sql(&at, &variables["POSTGRES_DB"], "SELECT 7").unwrap(), Some(7));
-    create_topic(&variables["KAFKA_BROKER_URL"], "new");
+    assert_eq!(launched.sql("SELECT 7"), Some(7));
+    create_topic(launched.broker(), "new");
     launched.end();
 }
 
@@ -47,12 +39,17 @@ fn both_servers_end_when_the_launching_process_is_killed_and_their_data_can_be_u
     let (_parent, root) = root(true);
     let mut first = launch(&root);
     assert!(first.servers.iter().all(|&pid| is_alive(pid)));
+    first.sql("CREATE TABLE t (n int); INSERT INTO t VALUES (42)");
+    create_topic(first.broker(), "kept");
+    produce(first.broker(), "kept", "hello");
     first.process.kill().unwrap();
     first.process.wait().unwrap();
     // At once, without waiting for the servers' end.
     let mut second = launch(&root);
     eventually("the servers of the killed launcher are gone", || !first.servers.iter().any(|&pid| is_alive(pid)));
     assert_eq!(first.variables, second.variables);
+    assert_eq!(second.sql("SELECT n FROM t"), Some(42));
+    assert_eq!(consume(second.broker(), "kept"), "hello");
     second.end();
     remove_elsewhere(&root);
 }
@@ -120,6 +117,22 @@ fn launch(root: &Path) -> Launched {
 }
 
 impl Launched {
+    /// Runs statements in its database and returns the last one's first column, if it has rows.
+    fn sql(&self, statements: &str) -> Option<i32> {
+        let (host, port) = self.variables["POSTGRES_HOSTNAME"].split_once(':').unwrap();
+        let at = PgAddress {
+            host: host.into(),
+            port: port.parse().unwrap(),
+            user: self.variables["POSTGRES_USER"].clone(),
+            password: self.variables["POSTGRES_PASSWORD"].clone(),
+        };
+        sql(&at, &self.variables["POSTGRES_DB"], statements).unwrap()
+    }
+
+    fn broker(&self) -> &str {
+        &self.variables["KAFKA_BROKER_URL"]
+    }
+
     /// Kills the process and waits until its servers are gone too.
     fn end(&mut self) {
         self.process.kill().unwrap();

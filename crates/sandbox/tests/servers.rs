@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{consume, create_topic, eventually, is_alive, produce, remove_elsewhere, root, sql};
+use std::time::Duration;
+
+use common::{answers, consume, create_topic, eventually, is_alive, produce, remove_elsewhere, root, sql};
 use sandbox::{Kafka, Postgres};
 
 #[test]
@@ -37,7 +39,7 @@ fn a_paused_postgres_answers_nothing_until_it_is_resumed_and_can_be_stopped() {
         let at = at.clone();
         move || done.send(sql(&at, "postgres", "SELECT 7").unwrap())
     });
-    result.recv_timeout(std::time::Duration::from_millis(500)).unwrap_err();
+    result.recv_timeout(Duration::from_millis(500)).unwrap_err();
     server.resume();
     assert_eq!(result.recv().unwrap(), Some(7));
     query.join().unwrap().unwrap();
@@ -75,7 +77,7 @@ fn data_that_was_kept_elsewhere_for_a_root_that_is_gone_is_not_used_again() {
 }
 
 #[test]
-fn kafka_keeps_its_data_and_port_through_a_crash_and_a_new_start() {
+fn kafka_keeps_its_data_and_port_through_a_crash_a_pause_and_a_new_start() {
     let (_parent, root) = root(true);
     let mut broker = Kafka::start(&root).unwrap();
     let at = broker.broker();
@@ -87,9 +89,12 @@ fn kafka_keeps_its_data_and_port_through_a_crash_and_a_new_start() {
     broker.restart().unwrap();
     assert_eq!(consume(&at, "kept"), "hello");
 
-    let pid = broker.pid().unwrap();
     broker.pause();
+    assert!(!answers(&at, Duration::from_millis(500)));
     broker.resume();
+    assert!(answers(&at, Duration::from_secs(30)));
+    broker.pause();
+    let pid = broker.pid().unwrap();
     drop(broker);
     eventually("the broker has ended", || !is_alive(pid));
     let again = Kafka::start(&root).unwrap();

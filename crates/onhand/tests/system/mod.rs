@@ -187,7 +187,12 @@ impl System {
             "outbox" => "SELECT count(*) FROM outbox",
             other => panic!("{other}?"),
         };
-        self.try_rows::<(i64,)>(sql).map_or(0, |rows| rows[0].0)
+        match self.try_rows::<(i64,)>(sql) {
+            Ok(rows) => rows[0].0,
+            // undefined_table
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => 0,
+            Err(error) => panic!("{table}: {error}"),
+        }
     }
 
     /// Records of a topic; none while it is not there yet.

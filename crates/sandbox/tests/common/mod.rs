@@ -62,6 +62,12 @@ pub(crate) fn create_topic(broker: &str, topic: &str) {
     assert_eq!(created, [Ok(topic.to_owned())]);
 }
 
+/// Whether the broker answers within this time.
+pub(crate) fn answers(broker: &str, timeout: Duration) -> bool {
+    let consumer: BaseConsumer = client(broker).create().unwrap();
+    consumer.fetch_metadata(None, timeout).is_ok()
+}
+
 /// Sends one record and waits for its acknowledgement.
 pub(crate) fn produce(broker: &str, topic: &str, payload: &str) {
     let producer: BaseProducer = client(broker).create().unwrap();

@@ -32,7 +32,7 @@ use recorded::Errors;
 /// Check that the tables are exactly what the events say
 #[derive(Args)]
 #[command(after_help = "\
-Reads the events topic from its beginning up to where the stock service stands, folds it with the \
+Reads the events topic, folds it from its beginning up to where the stock service stands with the \
 plain rules, and compares: every record is in the journal, a duplicate, waiting or refused with its \
 reason; each amount is the sum of its journal and never negative; every row that a receipt in the \
 import directory counts is on the topic or, refused, on the errors topic. The system may go on working \

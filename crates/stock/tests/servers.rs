@@ -2,6 +2,8 @@
 
 mod house;
 
+use std::time::Duration;
+
 use events::stock::Movement::{Incoming, Sale};
 use house::{House, event};
 use rdkafka::{
@@ -183,6 +185,40 @@ async fn a_refusal_is_not_published_before_a_crash_of_postgres_can_no_longer_tak
     let errors: Vec<_> = house.error_records().iter().map(|record| record.payload["value"].clone()).collect();
     assert_eq!((errors, house.items().await), (vec![json!("6"), json!("7"), json!("8")], vec![(4, 3, 5)]));
     service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_never_pauses_and_a_postgres_that_does_are_no_lost_records() {
+    let root = tempfile::tempdir().expect("a directory");
+    let database = tokio::task::block_in_place(|| Postgres::start(root.path()).expect("Postgres"));
+    let mut variables = environment(&database);
+    variables.push(("KAFKA_BROKER_URL".into(), shared().broker.clone()));
+    let house = House::on(6, variables).await;
+    let service = house.start();
+    let stop = CancellationToken::new();
+    let sent = std::thread::scope(|scope| {
+        let producing = scope.spawn(|| {
+            let mut sent = 0;
+            while !stop.is_cancelled() {
+                let events: Vec<_> =
+                    (sent..sent + 5_000).map(|number| event(number, Incoming, (number % 97) as i64, 1)).collect();
+                house.send(&events);
+                sent += 5_000;
+            }
+            sent as i64
+        });
+        // Kafka and Postgres are compared every 5 s
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(1_200));
+            database.pause();
+            std::thread::sleep(Duration::from_millis(1_800));
+            database.resume();
+        }
+        stop.cancel();
+        producing.join().expect("no panic")
+    });
+    house.until("all are applied", async || house.try_count("transactions").await == Some(sent)).await;
+    service.stop().await.expect("a clean stop: it must not have ended by itself");
 }
 
 #[tokio::test(flavor = "multi_thread")]

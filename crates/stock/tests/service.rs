@@ -215,9 +215,86 @@ async fn the_first_and_the_last_date_are_the_same_when_they_are_read_back_from_t
     assert!(house.error_records().is_empty(), "{:?}", house.error_records());
     for table in ["transactions", "waiting_sales"] {
         let sql = format!("SELECT (timestamp AT TIME ZONE 'UTC')::text FROM {table} ORDER BY transaction_id");
-        let dates: Vec<String> =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_all(&house.pool).await.expect("dates");
+        let dates: Vec<String> = sqlx::query_scalar(&sql).fetch_all(&house.pool).await.expect("dates");
         assert_eq!(dates, ["0001-12-31 00:01:00 BC", "9999-12-31 23:59:59.999999"], "{table}");
     }
     service.stop().await.expect("a clean stop");
+}
+
+async fn execute(house: &House, sql: &str) {
+    sqlx::raw_sql(sql).execute(&house.pool).await.expect("executed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_of_goods_is_a_duplicate_also_when_the_amount_is_at_its_limit() {
+    let house = House::new(1, &[]).await;
+    let service = house.start();
+    house.send(&[event(1, Incoming, 3, 5)]);
+    house.until_read().await;
+    service.stop().await.expect("a clean stop");
+    execute(&house, "UPDATE items SET amount = 9223372036854775807").await;
+    let service = house.start();
+    house.send(&[event(1, Incoming, 3, 5)]);
+    house.until_read().await;
+    assert!(house.error_records().is_empty(), "{:?}", house.error_records());
+    house.send(&[event(2, Incoming, 3, 5)]);
+    house.until_read().await;
+    let errors: Vec<_> = house.error_records().iter().map(|record| record.payload["error"].clone()).collect();
+    assert_eq!(errors, ["4-3 stock amount would exceed 9223372036854775807!"]);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_no_event_can_have_written_stops_the_service() {
+    let house = House::new(1, &[]).await;
+    let waiting = "INSERT INTO waiting_sales (transaction_id, timestamp, store_number, item_number, amount,
+                                              next_try_at, topic, partition, record_offset, payload)
+                   VALUES (gen_random_uuid(), now(), 4, 3, 4294967296, now() + interval '1 hour', 't', 0, 0, '')";
+    execute(&house, waiting).await;
+    house.send(&[event(1, Incoming, 3, 5)]);
+    let error = format!("{:#}", house.start().end().await.expect_err("it must stop"));
+    assert!(error.contains("no event has the amount 4294967296"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_of_cards_go_beyond_32_bits_and_when_they_are_used_up_no_event_is_blamed() {
+    let house = House::new(1, &[]).await;
+    execute(&house, "SELECT setval('items_id_seq', 2147483647)").await;
+    let service = house.start();
+    house.send(&[event(1, Incoming, 3, 5), event(2, Incoming, 4, 5)]);
+    house.until_read().await;
+    assert_eq!(house.items().await, [(4, 3, 5), (4, 4, 5)]);
+    service.stop().await.expect("a clean stop");
+
+    execute(&house, "SELECT setval('items_id_seq', 9223372036854775807)").await;
+    let service = house.start();
+    house.send(&[event(3, Incoming, 5, 5)]);
+    let error = format!("{:#}", service.end().await.expect_err("it must stop"));
+    assert!(error.contains("items_id_seq"), "{error}");
+    assert!(house.error_records().is_empty(), "{:?}", house.error_records());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_create_the_same_cards_in_opposite_orders_do_not_wait_for_each_other() {
+    let house = House::new(4, &[("STOCK_TRANSACTIONS", "4")]).await;
+    let mut records = Vec::new();
+    for round in 0..20 {
+        for number in 0..400 {
+            let item = if round % 2 == 0 { number } else { 399 - number };
+            let new = event(round * 400 + number, Incoming, (round / 4 * 1_000 + item) as i64, 1);
+            records.push((round.to_string(), new.to_json()));
+        }
+    }
+    let service = house.start();
+    house.send_raw(records.iter().map(|(key, payload)| (key.as_bytes(), payload.as_bytes())));
+    house.until_read().await;
+    let amounts: i64 = house.items().await.iter().map(|(_, _, amount)| amount).sum();
+    assert_eq!(amounts, 8_000);
+    service.stop().await.expect("a clean stop");
+    let deadlocks: i64 =
+        sqlx::query_scalar("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+            .fetch_one(&house.pool)
+            .await
+            .expect("a count");
+    assert_eq!(deadlocks, 0);
 }

@@ -2,7 +2,8 @@
 
 use std::{io, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use runtime::lifecycle;
 
 /// What a shell reports of a program that SIGPIPE ended.
 const BROKEN_PIPE: u8 = 128 + 13;
@@ -22,8 +23,7 @@ pub(crate) fn exit_code(ended: Result<ExitCode>) -> ExitCode {
 
 /// Runs a command that talks to servers.
 pub(crate) fn block_on(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("starting the async runtime")?.block_on(command)
+    lifecycle::block_on(command)
 }
 
 fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {

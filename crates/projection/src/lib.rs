@@ -75,6 +75,7 @@ pub struct BatchOutput<O> {
     pub dead_letters: Vec<DeadLetter>,
     /// For [`Projection::committed`].
     pub outcome: O,
-    /// When this partition has timed work, if any waits. It may be called later, never before.
+    /// When this partition has timed work, if any waits. It may be called later, never before. While
+    /// some waits, the service is asked again every few seconds by a batch without events.
     pub wake_at: Option<Timestamp>,
 }

@@ -105,6 +105,8 @@ pub(crate) struct Reading<P: Projection> {
     pub(crate) stuck_at: Option<i64>,
     /// A call of the service without records that is to be made.
     pub(crate) call: Option<Call>,
+    /// When the last such call was made.
+    pub(crate) called: Instant,
 }
 
 /// A call of the service without records.
@@ -139,6 +141,7 @@ impl<P: Projection> Reading<P> {
             probe: None,
             stuck_at: None,
             call: Some(Call { caught_up_at: None, end: next_offset }),
+            called: Instant::now(),
         }
     }
 

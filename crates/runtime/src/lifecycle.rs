@@ -1,7 +1,7 @@
 //! How a binary begins and ends: the first signal asks everything to finish, the second ends it at
 //! once, and a task that fails or panics takes the process down with an error.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use anyhow::{Context, Result, anyhow};
 use tokio::{
@@ -21,6 +21,19 @@ pub fn share_one_heap() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
     }
+}
+
+/// How long calls that block may take when a process ends.
+const LAST_CALLS: Duration = Duration::from_millis(500);
+
+/// Runs a process's work to its end on a Tokio runtime. A question to a server that does not answer
+/// is not waited for then.
+pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let tokio = tokio.context("starting the async runtime")?;
+    let ended = tokio.block_on(work);
+    tokio.shutdown_timeout(LAST_CALLS);
+    ended
 }
 
 /// A token that SIGINT or SIGTERM cancels. A second signal ends the process at once, with 128 plus

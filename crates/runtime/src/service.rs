@@ -72,8 +72,7 @@ impl Service {
         let run = prepare(&mut env);
         let address = metrics::address(&mut env);
         env.finish()?;
-        let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        tokio.block_on(async {
+        lifecycle::block_on(async {
             let health = Health::default();
             let shutdown = lifecycle::shutdown_on_signals()?;
             let mut tasks = Tasks::new(shutdown.clone());

@@ -110,8 +110,11 @@ impl Projection for StockProjection {
         attempt: u32,
     ) -> Result<BatchOutput<Outcome>, ApplyError> {
         let source = (batch.topic, batch.partition);
-        let (dead_letters, outcome) = if let Some(due) = batch.due {
+        if batch.events.is_empty() {
+            // it may have been changed by hand
             memory.next_due = None;
+        }
+        let (dead_letters, outcome) = if let Some(due) = batch.due {
             self.try_again(tx, source, due, now).await?
         } else if batch.events.is_empty() {
             Default::default()

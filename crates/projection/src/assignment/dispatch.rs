@@ -163,6 +163,7 @@ impl<P: Projection> Assignment<P> {
                 && let Some(applier) = reading.applier.take()
             {
                 reading.call = None;
+                reading.called = Instant::now();
                 // it says when the next one is
                 reading.wake_at = None;
                 // batches may have been applied since the call was asked for

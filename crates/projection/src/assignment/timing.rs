@@ -26,6 +26,9 @@ use crate::{
 
 /// How often the group learns our offsets, and Kafka and Postgres are compared.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often the service is asked again when its timed work falls due: somebody may have changed the
+/// rows by hand.
+const ASK_SERVICE_INTERVAL: Duration = Duration::from_secs(10);
 /// The pause before Kafka is asked again when records seem to be lost, or the end is not reached.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -57,8 +60,12 @@ impl<P: Projection> Assignment<P> {
                     if wait <= 0 {
                         reading.is_asked = true;
                         ask.push(Id { source: source.clone(), generation: partition.generation });
+                    } else if reading.called + ASK_SERVICE_INTERVAL <= now {
+                        reading.call = Some(Call { caught_up_at: None, end: reading.committed });
+                        self.calls.push_back(source.clone());
                     } else {
                         next = next.min(now + Duration::from_micros(wait as u64));
+                        next = next.min(reading.called + ASK_SERVICE_INTERVAL);
                     }
                 }
             }

@@ -14,7 +14,7 @@ use rdkafka::{
 };
 use runtime::{Environment, health::Health, kafka};
 use sandbox::shared;
-use sqlx::PgPool;
+use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -87,8 +87,11 @@ impl House {
         env.finish().expect("settings");
         let (health, shutdown) = (Health::default(), CancellationToken::new());
         kafka::ensure_topics(&settings.kafka, &[&topic, &errors], &health, &shutdown).await.expect("topics");
-        let pool =
-            runtime::postgres::connect(&settings.postgres, "test", 3, &health, &shutdown).await.expect("a database");
+        let migrated = runtime::postgres::connect(&settings.postgres, "test", 1, &health, &shutdown).await;
+        migrated.expect("a database").close().await;
+        // unlike the service's, it notices by itself when a connection is lost
+        let options = runtime::postgres::options(&settings.postgres, "test");
+        let pool = PgPoolOptions::new().max_connections(3).connect_with(options).await.expect("a database");
         House { variables: all, settings, topic, errors, pool }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use events::stock::Movement::{Incoming, Sale};
 use house::{House, event};
+use rdkafka::producer::Producer;
 use rdkafka::{
     admin::{AdminClient, AdminOptions},
     client::DefaultClientContext,
@@ -196,22 +197,26 @@ async fn a_producer_that_never_pauses_and_a_postgres_that_does_are_no_lost_recor
     let house = House::on(6, variables).await;
     let service = house.start();
     let stop = CancellationToken::new();
+    let producer = house.producer();
     let sent = std::thread::scope(|scope| {
         let producing = scope.spawn(|| {
             let mut sent = 0;
             while !stop.is_cancelled() {
-                let events: Vec<_> =
-                    (sent..sent + 5_000).map(|number| event(number, Incoming, (number % 97) as i64, 1)).collect();
-                house.send(&events);
-                sent += 5_000;
+                house.produce(&producer, &event(sent, Incoming, (sent % 97) as i64, 1));
+                sent += 1;
+                // some 20,000 a second: more than that and the service would not be at the end
+                if sent % 20 == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
+            producer.flush(Duration::from_secs(60)).expect("acknowledged");
             sent as i64
         });
         // Kafka and Postgres are compared every 5 s
-        for _ in 0..10 {
-            std::thread::sleep(Duration::from_millis(1_200));
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_secs(7));
             database.pause();
-            std::thread::sleep(Duration::from_millis(1_800));
+            std::thread::sleep(Duration::from_secs(2));
             database.resume();
         }
         stop.cancel();

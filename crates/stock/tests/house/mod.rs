@@ -108,15 +108,29 @@ impl House {
     }
 
     pub fn send_raw<'a>(&self, records: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
-        let producer: BaseProducer = kafka::producer(&self.settings.kafka, "test").create().expect("a producer");
+        let producer = self.producer();
         for (key, payload) in records {
-            let mut record = BaseRecord::to(&self.topic).key(key).payload(payload);
-            while let Err((_, back)) = producer.send(record) {
-                record = back;
-                producer.poll(Duration::from_millis(10));
-            }
+            self.produce_raw(&producer, key, payload);
         }
         producer.flush(PATIENCE).expect("acknowledged");
+    }
+
+    pub fn producer(&self) -> BaseProducer {
+        kafka::producer(&self.settings.kafka, "test").create().expect("a producer")
+    }
+
+    /// Sends an event without waiting for it.
+    pub fn produce(&self, producer: &BaseProducer, event: &StockEvent) {
+        self.produce_raw(producer, event.card.to_string().as_bytes(), event.to_json().as_bytes());
+    }
+
+    fn produce_raw(&self, producer: &BaseProducer, key: &[u8], payload: &[u8]) {
+        let mut record = BaseRecord::to(&self.topic).key(key).payload(payload);
+        while let Err((_, back)) = producer.send(record) {
+            record = back;
+            producer.poll(Duration::from_millis(10));
+        }
+        producer.poll(Duration::ZERO);
     }
 
     /// How many records the errors topic holds.

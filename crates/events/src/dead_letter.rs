@@ -23,7 +23,7 @@ pub struct Refusal {
 /// A record for the errors topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The Kafka key: the refused record's own, if there was one.
+    /// The Kafka key: the refused record's own, if there was one of up to 64 KiB.
     pub key: Option<Vec<u8>>,
     /// A JSON object: the original columns, or `raw`, and `error`.
     pub payload: Vec<u8>,
@@ -88,7 +88,7 @@ impl DeadLetter {
         // a topic made anew has other records at the same offsets
         let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, payload).to_string();
         DeadLetter {
-            key: key.map(<[u8]>::to_vec),
+            key: key.filter(|key| key.len() <= WHOLE).map(<[u8]>::to_vec),
             payload: Value::Object(object).to_string().into_bytes(),
             headers: vec![
                 (header::TOPIC, topic.to_owned()),

@@ -71,6 +71,8 @@ pub(crate) struct Applier<P: Projection> {
     memory: P::Memory,
     /// Events a transaction may hold for now: fewer after one that was too large or too slow.
     limit: usize,
+    /// When the service has timed work, as far as it has said.
+    wake_at: Option<Timestamp>,
 }
 
 /// What a batch has come to while it is tried.
@@ -87,7 +89,7 @@ struct Attempts {
 impl<P: Projection> Applier<P> {
     pub(crate) fn new(work: Arc<Work<P>>, source: TopicPartition, next_offset: i64) -> Applier<P> {
         let limit = work.batch_size;
-        Applier { work, source, next_offset, memory: P::Memory::default(), limit }
+        Applier { work, source, next_offset, memory: P::Memory::default(), limit, wake_at: None }
     }
 
     /// Applies a whole buffer: in one transaction, or in several when it is too large for one or a
@@ -99,7 +101,6 @@ impl<P: Projection> Applier<P> {
         caught_up_at: Option<Timestamp>,
         stop: &CancellationToken,
     ) -> Result<Applied> {
-        let mut wake_at = None;
         let mut runs = vec![buffer.whole()];
         let mut attempts = Attempts { due_rows: DUE_ROWS, ..Attempts::default() };
         while let Some(run) = runs.pop() {
@@ -117,7 +118,7 @@ impl<P: Projection> Applier<P> {
             let ended = tokio::time::timeout(timeout, transaction).await;
             match ended {
                 Ok(Ok(Some(wake))) => {
-                    wake_at = wake;
+                    self.wake_at = wake;
                     attempts = Attempts { due_rows: DUE_ROWS, ..Attempts::default() };
                     self.limit = (self.limit + self.limit / 8 + 1).min(self.work.batch_size);
                     continue;
@@ -163,6 +164,8 @@ impl<P: Projection> Applier<P> {
                         );
                         runs.extend([second, first]);
                     }
+                    // it can only be the refusals of records that are no events
+                    None if run.events.is_empty() && caught_up_at.is_none() => return Ok(Applied::Failed(error)),
                     None if run.events.is_empty() => {
                         if attempts.due_rows > 1 {
                             attempts.due_rows /= 2;
@@ -182,7 +185,7 @@ impl<P: Projection> Applier<P> {
                 },
             }
         }
-        Ok(Applied::All { wake_at })
+        Ok(Applied::All { wake_at: self.wake_at })
     }
 
     /// One transaction: the offset, the service's rows, the outbox. Returns when to wake it; `None`

@@ -4,20 +4,22 @@
 //! [`Event`].
 
 mod dispatch;
+mod lifecycle;
 mod timing;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc,
+        atomic::AtomicBool,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use rdkafka::{
-    Offset, TopicPartitionList,
+    Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, CommitMode, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
 };
@@ -29,15 +31,13 @@ use crate::{
     apply::{Applied, Applier, Work},
     batch::Buffer,
     group::{Change, Context},
-    partition::{Partition, Reading, State},
+    partition::{Partition, State},
     watch::{Look, Watch},
 };
 use dispatch::Buffers;
 
 /// The longest sleep: the group's client must be polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// How long a transaction under way may take when its partition is given up.
-const STOP_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long the broker may take to hear that we leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -51,6 +51,8 @@ pub(crate) enum Event<P: Projection> {
     Begun(Id, Result<Option<i64>>),
     /// What was asked of Kafka, and for the regular check also of Postgres before.
     Looked(Id, Looked),
+    /// A regular check has ended: Postgres has answered, and perhaps Kafka.
+    Checked { kafka_answers: bool },
     /// A transaction under way has ended.
     Applied(Id, Applier<P>, Buffer<P::Event>, Result<Applied>),
 }
@@ -89,7 +91,13 @@ pub(crate) struct Assignment<P: Projection> {
     waiting: VecDeque<TopicPartition>,
     /// Partitions whose service is to be called without records.
     calls: VecDeque<TopicPartition>,
+    /// Partitions whose transactions fail now: while there are some, Postgres is not healthy.
+    failing: HashSet<TopicPartition>,
+    polled: Instant,
     checked: Instant,
+    is_checking: Arc<AtomicBool>,
+    /// What Kafka is asked for while there are no partitions.
+    topic: TopicPartition,
     next_timer: Instant,
 }
 
@@ -97,6 +105,7 @@ impl<P: Projection> Assignment<P> {
     pub(crate) fn new(
         consumer: Arc<BaseConsumer<Context>>,
         watch: Watch,
+        topic: &str,
         (sender, events): (Sender<Event<P>>, Receiver<Event<P>>),
         work: Arc<Work<P>>,
         transactions: usize,
@@ -119,7 +128,11 @@ impl<P: Projection> Assignment<P> {
             filling: VecDeque::new(),
             waiting: VecDeque::new(),
             calls: VecDeque::new(),
+            failing: HashSet::new(),
+            polled: now,
             checked: now,
+            is_checking: Arc::default(),
+            topic: TopicPartition::new(topic, 0),
             next_timer: now,
         }
     }
@@ -131,7 +144,9 @@ impl<P: Projection> Assignment<P> {
         let all: Vec<_> = self.partitions.keys().cloned().collect();
         let committed = self.committed(&all);
         let result = result.and(self.stop(&all));
-        self.commit_group_offsets(&self.committed(&all).into_iter().chain(committed).collect::<Vec<_>>());
+        // of those that were abandoned, as far as they were before
+        let committed: HashMap<_, _> = committed.into_iter().chain(self.committed(&all)).collect();
+        self.commit_group_offsets(&committed.into_iter().collect::<Vec<_>>());
         self.leave();
         result
     }
@@ -157,12 +172,15 @@ impl<P: Projection> Assignment<P> {
         let mut busy = false;
         while !self.shutdown.is_cancelled() {
             let timeout = if busy { Duration::ZERO } else { self.sleep() };
-            match self.events.recv_timeout(timeout) {
-                Ok(event) => self.handle(event)?,
-                Err(_) => self.poll_group()?,
+            if let Ok(event) = self.events.recv_timeout(timeout) {
+                self.handle(event)?;
             }
             while let Ok(event) = self.events.try_recv() {
                 self.handle(event)?;
+            }
+            // whatever else there is to do
+            if self.polled.elapsed() >= POLL_INTERVAL {
+                self.poll_group()?;
             }
             busy = self.fill()?;
             self.dispatch();
@@ -180,6 +198,13 @@ impl<P: Projection> Assignment<P> {
             }
             Event::Begun(id, begun) => self.begun(&id, begun),
             Event::Looked(id, looked) => self.looked(&id, looked),
+            Event::Checked { kafka_answers } => {
+                self.postgres_answers();
+                if kafka_answers && self.watch.kafka_answers() {
+                    self.work.health.well("kafka");
+                }
+                Ok(())
+            }
             Event::Applied(id, applier, buffer, applied) => self.applied(&id, applier, buffer, applied),
         }
     }
@@ -190,12 +215,17 @@ impl<P: Projection> Assignment<P> {
     }
 
     fn poll_group(&mut self) -> Result<()> {
+        self.polled = Instant::now();
         // a rebalance does not come back from `poll`, and more may be queued after it
         for _ in 0..3 {
             match self.consumer.poll(Duration::ZERO) {
                 None => {}
                 // every partition has a queue of its own before it is assigned
-                Some(Ok(message)) => tracing::error!("a record of {} came unasked", rdkafka::Message::topic(&message)),
+                Some(Ok(message)) => {
+                    let source = TopicPartition::new(message.topic(), message.partition());
+                    drop(message);
+                    self.restart(&source, Duration::ZERO);
+                }
                 Some(Err(error)) => self.consumer_error(&error)?,
             }
         }
@@ -206,165 +236,6 @@ impl<P: Projection> Assignment<P> {
             }
         }
         Ok(())
-    }
-
-    fn assign(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
-        // the group waits for this call; each partition follows when it is known where it begins
-        self.consumer.incremental_assign(&TopicPartitionList::new()).context("taking over partitions")?;
-        for source in partitions {
-            self.partitions.insert(source.clone(), Partition::new());
-            self.begin(&source);
-        }
-        Ok(())
-    }
-
-    /// Asks where to begin.
-    fn begin(&mut self, source: &TopicPartition) {
-        let Some(partition) = self.partitions.get_mut(source) else { return };
-        self.next_generation += 1;
-        partition.generation = self.next_generation;
-        partition.stop = CancellationToken::new();
-        partition.state = State::Beginning;
-        let id = Id { source: source.clone(), generation: partition.generation };
-        let (watch, stop, sender) = (Arc::clone(&self.watch), partition.stop.clone(), self.sender.clone());
-        self.tokio.spawn(async move {
-            let begun = watch.begin(&id.source, &stop).await;
-            // nobody listens when the service is ending
-            let _ = sender.send(Event::Begun(id, begun));
-        });
-    }
-
-    fn begun(&mut self, id: &Id, begun: Result<Option<i64>>) -> Result<()> {
-        if self.current(id).is_none() {
-            return Ok(());
-        }
-        let Some(next_offset) = begun? else { return Ok(()) };
-        let source = &id.source;
-        // before it is assigned, so that no record of it goes to the group's queue
-        let mut queue = self
-            .consumer
-            .split_partition_queue(&source.topic, source.partition)
-            .with_context(|| format!("no queue for {source}"))?;
-        queue.set_nonempty_callback({
-            let (sender, source) = (self.sender.clone(), source.clone());
-            move || {
-                // nobody listens when the service is ending
-                let _ = sender.send(Event::Readable(source.clone()));
-            }
-        });
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&source.topic, source.partition, Offset::Offset(next_offset))?;
-        self.consumer.incremental_assign(&list).with_context(|| format!("beginning with {source}"))?;
-        tracing::info!("reading {source} from offset {next_offset}");
-        let applier = Applier::new(Arc::clone(&self.work), source.clone(), next_offset);
-        if let Some(partition) = self.partitions.get_mut(source) {
-            partition.state = State::Reading(Box::new(Reading::new(queue, applier)));
-        }
-        self.calls.push_back(source.clone());
-        self.readable(source);
-        Ok(())
-    }
-
-    /// Begins a partition again, where Postgres says, after `pause`; after its transaction under way.
-    fn restart(&mut self, source: &TopicPartition, pause: Duration) {
-        let Some(partition) = self.partitions.get_mut(source) else { return };
-        partition.stop.cancel();
-        if let Some(reading) = partition.reading() {
-            if reading.task.is_some() {
-                reading.begin_again = true;
-                return;
-            }
-            if let Some(buffer) = reading.buffer.take() {
-                self.buffers.give_back(buffer);
-            }
-        }
-        partition.state = State::Pausing(Instant::now() + pause);
-        self.next_timer = Instant::now();
-        self.unassign(std::slice::from_ref(source));
-    }
-
-    /// Takes partitions from the client, and their buffers back.
-    fn unassign(&mut self, sources: &[TopicPartition]) {
-        for queue in [&mut self.filling, &mut self.waiting, &mut self.calls] {
-            queue.retain(|source| !sources.contains(source));
-        }
-        let assigned = self.consumer.assignment().unwrap_or_default();
-        let mut list = TopicPartitionList::new();
-        for source in sources {
-            if assigned.find_partition(&source.topic, source.partition).is_some() {
-                list.add_partition(&source.topic, source.partition);
-            }
-        }
-        if let Err(error) = self.consumer.incremental_unassign(&list) {
-            tracing::warn!("giving up partitions: {error}");
-        }
-    }
-
-    fn revoke(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        self.stop(partitions)?;
-        self.commit_group_offsets(&self.committed(partitions));
-        for source in partitions {
-            self.remove(source);
-            tracing::info!("gave up {source}");
-            lag::<P>(source).set(0.0);
-        }
-        self.unassign(partitions);
-        Ok(())
-    }
-
-    /// Forgets a partition; its buffer goes back.
-    fn remove(&mut self, source: &TopicPartition) {
-        if let Some(mut partition) = self.partitions.remove(source)
-            && let Some(buffer) = partition.reading().and_then(|reading| reading.buffer.take())
-        {
-            self.buffers.give_back(buffer);
-        }
-    }
-
-    /// Stops these partitions together, so that all of them take no longer than one may. A
-    /// transaction that takes longer is left behind: the fence decides whether it counts.
-    fn stop(&mut self, sources: &[TopicPartition]) -> Result<()> {
-        let end = Instant::now() + STOP_TIMEOUT;
-        for source in sources {
-            if let Some(partition) = self.partitions.get_mut(source) {
-                partition.stop.cancel();
-            }
-        }
-        let mut result = Ok(());
-        loop {
-            let is_busy = |source: &&TopicPartition| {
-                let partition = self.partitions.get(*source);
-                partition.is_some_and(
-                    |partition| matches!(&partition.state, State::Reading(reading) if reading.task.is_some()),
-                )
-            };
-            let busy: Vec<_> = sources.iter().filter(is_busy).cloned().collect();
-            if busy.is_empty() {
-                return result;
-            }
-            match self.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                // rebalances wait for this one
-                Ok(Event::Group) => {}
-                Ok(event) => result = result.and(self.handle(event)),
-                Err(_) => {
-                    for source in busy {
-                        tracing::warn!("a transaction of {source} did not end in {STOP_TIMEOUT:?} and is abandoned");
-                        self.abandon(&source);
-                    }
-                }
-            }
-        }
-    }
-
-    fn abandon(&mut self, source: &TopicPartition) {
-        let Some(partition) = self.partitions.get_mut(source) else { return };
-        // what it says from now on is not heard
-        partition.generation = 0;
-        if let Some(task) = partition.reading().and_then(|reading| reading.task.take()) {
-            task.abort();
-            self.under_way -= 1;
-            self.buffers.lost_one();
-        }
     }
 
     fn committed(&self, sources: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {

@@ -13,6 +13,8 @@ const REFUSAL_COST: usize = 2_048;
 const REFUSAL_FACTOR: usize = 8;
 /// The same for a payload that is kept since it may have to be refused, or to wait.
 const KEPT_FACTOR: usize = 4;
+/// Bytes of keys and payloads that an empty buffer has room for.
+const KEPT_ROOM: usize = 1 << 20;
 /// Of a longer payload a refusal holds only the beginning (`events::dead_letter`).
 const REFUSED_PART: usize = 64 << 10;
 
@@ -131,8 +133,8 @@ impl<E> Buffer<E> {
         self.events.clear();
         self.refused = Vec::new();
         self.bytes.clear();
-        // one large record must not keep its room for ever
-        self.bytes.shrink_to(REFUSED_PART);
+        // large records must not keep their room for ever
+        self.bytes.shrink_to(KEPT_ROOM);
         self.cost = 0;
     }
 

@@ -43,14 +43,15 @@ impl ClientContext for Context {}
 impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         let list = partitions.elements().iter().map(|one| TopicPartition::new(one.topic(), one.partition())).collect();
+        if self.closing.load(Ordering::Relaxed) {
+            // whatever is decided: a client that is being closed takes any answer as giving up all
+            if let Err(error) = consumer.incremental_unassign(partitions) {
+                tracing::debug!("leaving the group: {error}");
+            }
+            return;
+        }
         let change = match kind {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Change::Assigned(list),
-            _ if self.closing.load(Ordering::Relaxed) => {
-                if let Err(error) = consumer.incremental_unassign(partitions) {
-                    tracing::debug!("leaving the group: {error}");
-                }
-                return;
-            }
             _ => Change::Revoked(list),
         };
         self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);

@@ -38,7 +38,7 @@ pub(crate) async fn put(tx: &mut PgConnection, service: &str, topic: &str, lette
         let mut bytes = 0;
         let fits = |letter: &&DeadLetter| {
             let is_first = bytes == 0;
-            bytes += letter.payload.len();
+            bytes += letter.payload.len() + letter.key.as_ref().map_or(0, Vec::len);
             is_first || bytes <= BYTES_A_STATEMENT
         };
         let (now, later) = rest.split_at(rest.iter().take_while(fits).count());
@@ -183,9 +183,9 @@ impl Relay {
         // the sum needs the sizes alone: what is not fetched is not read
         let rows = sqlx::query(
             "SELECT id, topic, key, payload, headers
-             FROM (SELECT *, sum(octet_length(payload) + pg_column_size(headers) + coalesce(octet_length(key), 0))
-                             OVER (ORDER BY id) - octet_length(payload) AS before
-                   FROM outbox WHERE service = $1 ORDER BY id LIMIT $2) AS next
+             FROM (SELECT *, sum(size) OVER (ORDER BY id) - size AS before
+                   FROM (SELECT *, octet_length(payload) + pg_column_size(headers) + coalesce(octet_length(key), 0) AS size
+                         FROM outbox WHERE service = $1 ORDER BY id LIMIT $2) AS sized) AS next
              WHERE before <= $3 ORDER BY id",
         )
         .bind(self.service)

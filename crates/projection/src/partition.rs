@@ -30,7 +30,7 @@ pub(crate) struct Partition<P: Projection> {
     /// Stops what is under way for this generation.
     pub(crate) stop: CancellationToken,
     pub(crate) state: State<P>,
-    /// Failures in a row; while there are some, Postgres is not healthy.
+    /// Failures in a row.
     pub(crate) failures: u32,
     /// Since when records seem to be lost.
     pub(crate) lost_since: Option<Instant>,

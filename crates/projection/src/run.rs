@@ -84,8 +84,15 @@ pub async fn run<P: Projection>(
 
     let client = kafka::client(&settings.kafka, P::SERVICE).create().context("Kafka settings")?;
     let watch = Watch::new(client, pool.clone(), P::SERVICE, health.clone());
-    let assignment =
-        Assignment::new(Arc::new(consumer), watch, (sender, events), work, settings.transactions, shutdown.clone());
+    let assignment = Assignment::new(
+        Arc::new(consumer),
+        watch,
+        topics[0],
+        (sender, events),
+        work,
+        settings.transactions,
+        shutdown.clone(),
+    );
     let (ended, end) = tokio::sync::oneshot::channel();
     // a thread of its own: librdkafka's calls block
     std::thread::Builder::new().name(format!("{}-consumer", P::SERVICE)).spawn(move || {

@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,13 +49,35 @@ pub(crate) struct Watch {
     service: &'static str,
     health: Health,
     questions: Semaphore,
+    /// Partitions that cannot begin since Kafka, or Postgres, does not answer.
+    without_kafka: AtomicUsize,
+    without_postgres: AtomicUsize,
     identities: Mutex<HashMap<Arc<str>, (Instant, String)>>,
 }
 
 impl Watch {
     /// `client` fetches nothing.
     pub(crate) fn new(client: BaseConsumer, pool: PgPool, service: &'static str, health: Health) -> Watch {
-        Watch { client, pool, service, health, questions: Semaphore::new(QUESTIONS), identities: Mutex::default() }
+        Watch {
+            client,
+            pool,
+            service,
+            health,
+            questions: Semaphore::new(QUESTIONS),
+            without_kafka: AtomicUsize::new(0),
+            without_postgres: AtomicUsize::new(0),
+            identities: Mutex::default(),
+        }
+    }
+
+    /// Whether no partition waits for Kafka to begin.
+    pub(crate) fn kafka_answers(&self) -> bool {
+        self.without_kafka.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether no partition waits for Postgres to begin.
+    pub(crate) fn postgres_answers(&self) -> bool {
+        self.without_postgres.load(Ordering::Relaxed) == 0
     }
 
     /// Asks Kafka.
@@ -93,6 +118,7 @@ impl Watch {
         stop: &CancellationToken,
     ) -> Result<Option<i64>> {
         let mut lost_since = None;
+        let mut unanswered: Option<Unanswered<'_>> = None;
         loop {
             // Postgres first: what is written or applied after its answer only makes Kafka's end larger
             let asked = async {
@@ -124,13 +150,36 @@ impl Watch {
                 },
                 // written just now, by this process or by another one: read it
                 Ok((None, _)) => continue,
-                Err((part, error)) => self.health.ill(part, format!("waiting: {error:#}")),
+                Err((part, error)) => {
+                    self.health.ill(part, format!("waiting: {error:#}"));
+                    // two moments apart from each other are no sign of a loss
+                    lost_since = None;
+                    let count = if part == "kafka" { &self.without_kafka } else { &self.without_postgres };
+                    drop(unanswered.take());
+                    unanswered = Some(Unanswered::count(count));
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
                 () = stop.cancelled() => return Ok(None),
             }
         }
+    }
+}
+
+/// A partition that cannot begin; counted as long as it lives.
+struct Unanswered<'a>(&'a AtomicUsize);
+
+impl Unanswered<'_> {
+    fn count(count: &AtomicUsize) -> Unanswered<'_> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Unanswered(count)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,7 +4,7 @@
 mod house;
 
 use std::{
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -296,6 +296,57 @@ async fn what_falls_due_counts_only_once_the_partition_is_read_to_its_end() {
     house.until("it has rung", async || house.count("rung").await == 1).await;
     let applied: i64 = sqlx::query_scalar("SELECT applied FROM rung").fetch_one(&house.pool).await.expect("a count");
     assert_eq!(applied, 8);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timed_work_is_done_while_records_never_stop_coming() {
+    let house = House::new(1).await;
+    let service = house.start().await;
+    let producer = house.producer();
+    let send = |word: &str| {
+        let mut record = BaseRecord::<(), str>::to(house.topic()).partition(0).payload(word);
+        while let Err((_, back)) = producer.send(record) {
+            record = back;
+            producer.poll(Duration::from_millis(1));
+        }
+        producer.poll(Duration::ZERO);
+    };
+    send("alarm 1000");
+    let stop = AtomicBool::new(false);
+    let rung = tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // each batch takes longer than the next one takes to come
+                    send("slow 5");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let began = Instant::now();
+            let mut rung = false;
+            while !rung && began.elapsed() < Duration::from_secs(30) {
+                std::thread::sleep(Duration::from_millis(50));
+                rung = tokio::runtime::Handle::current().block_on(house.count("rung")) == 1;
+            }
+            stop.store(true, Ordering::Relaxed);
+            rung
+        })
+    });
+    assert!(rung);
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_refused_alone_leaves_timed_work_as_it_was() {
+    let house = House::new(1).await;
+    let service = house.start().await;
+    house.send(0, ["alarm 3000"]);
+    house.until("it is set", async || house.count("alarms").await == 1).await;
+    house.send(0, ["0"]);
+    house.until("it is refused", async || house.refused().len() == 1).await;
+    assert_eq!(house.count("rung").await, 0, "refused too late for this test");
+    house.until("it has rung", async || house.count("rung").await == 1).await;
     service.stop().await.expect("a clean stop");
 }
 

@@ -36,7 +36,14 @@ const LOCK_FROM_ATTEMPT: u32 = 3;
 #[derive(Debug)]
 pub struct StockProjection {
     patience: Patience,
-    remembered: Arc<AtomicUsize>,
+    remembered: Arc<Remembered>,
+}
+
+/// What all workers of a process remember.
+#[derive(Debug, Default)]
+struct Remembered {
+    cards: AtomicUsize,
+    workers: AtomicUsize,
 }
 
 impl StockProjection {
@@ -62,24 +69,34 @@ pub struct Memory {
 /// A worker's part of what all workers of the process remember.
 #[derive(Debug, Default)]
 struct Share {
-    all: Option<Arc<AtomicUsize>>,
+    all: Option<Arc<Remembered>>,
     own: usize,
 }
 
 impl Share {
     /// This worker remembers so many cards now.
-    fn set(&mut self, all: &Arc<AtomicUsize>, own: usize) {
-        let all = self.all.get_or_insert_with(|| Arc::clone(all));
-        all.fetch_add(own, Ordering::Relaxed);
-        all.fetch_sub(self.own, Ordering::Relaxed);
+    fn set(&mut self, all: &Arc<Remembered>, own: usize) {
+        let all = self.all.get_or_insert_with(|| {
+            all.workers.fetch_add(1, Ordering::Relaxed);
+            Arc::clone(all)
+        });
+        all.cards.fetch_add(own, Ordering::Relaxed);
+        all.cards.fetch_sub(self.own, Ordering::Relaxed);
         self.own = own;
+    }
+
+    /// All remember too much, and this worker more than others may.
+    fn is_too_large(&self, all: &Remembered) -> bool {
+        let workers = all.workers.load(Ordering::Relaxed).max(1);
+        all.cards.load(Ordering::Relaxed) > REMEMBERED && self.own > REMEMBERED / workers
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         if let Some(all) = &self.all {
-            all.fetch_sub(self.own, Ordering::Relaxed);
+            all.cards.fetch_sub(self.own, Ordering::Relaxed);
+            all.workers.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -115,6 +132,8 @@ impl Projection for StockProjection {
             memory.next_due = None;
         }
         let (dead_letters, outcome) = if let Some(due) = batch.due {
+            // it changes cards that this worker may remember
+            memory.forget_cards();
             self.try_again(tx, source, due, now).await?
         } else if batch.events.is_empty() {
             Default::default()
@@ -143,7 +162,7 @@ impl StockProjection {
         attempt: u32,
     ) -> Result<(Vec<DeadLetter>, Outcome), ApplyError> {
         let events = || batch.events.iter().map(|record| &record.event);
-        if self.remembered.load(Ordering::Relaxed) > REMEMBERED {
+        if memory.share.is_too_large(&self.remembered) {
             memory.forget_cards();
         }
         memory.read_items(tx, events(), attempt >= LOCK_FROM_ATTEMPT).await?;
@@ -173,14 +192,14 @@ impl StockProjection {
                 Verdict::Applied { .. } => journal.push(*event),
                 Verdict::Waits => {
                     let payload = batch.payload(record);
-                    output_bytes += payload.len();
                     let (record_offset, key) = (batch.offset(record), batch.key(record));
+                    output_bytes += payload.len() + key.map_or(0, <[u8]>::len);
                     parked.push(Parked { sale: *event, record_offset, key, payload });
                 }
                 Verdict::Duplicate => {}
                 Verdict::Refused(refusal) => {
                     let letter = batch.refuse(record, &refusal);
-                    output_bytes += letter.payload.len();
+                    output_bytes += letter.payload.len() + letter.key.as_ref().map_or(0, Vec::len);
                     letters.push(letter);
                     refused.push(event.transaction_id);
                 }
@@ -209,9 +228,9 @@ impl StockProjection {
             }
         }
 
-        // first the waiting sales, then the items: the same order as in `try_again`, against deadlocks
-        store::remove_waiting(tx, &removed).await?;
+        // first the items, then the waiting sales: the same order as in `try_again`, against deadlocks
         memory.write_items(tx).await?;
+        store::remove_waiting(tx, &removed).await?;
         let known = |error: sqlx::Error| if store::is_known_id(&error) { ApplyError::Stale } else { error.into() };
         let first_try = now.plus_micros(self.patience.pause(0).as_micros() as i64);
         store::add_waiting(tx, (batch.topic, batch.partition), &parked, first_try).await.map_err(known)?;
@@ -288,6 +307,7 @@ impl StockProjection {
 }
 
 impl Memory {
+    /// Amounts are read again when they are needed.
     fn forget_cards(&mut self) {
         self.ledger = Ledger::default();
         self.rows = HashMap::new();

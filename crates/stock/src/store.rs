@@ -213,9 +213,10 @@ pub(crate) async fn due(
 ) -> sqlx::Result<Vec<DueRow>> {
     let rows = sqlx::query(
         "SELECT * FROM (
-             SELECT *, sum(octet_length(payload)) OVER (ORDER BY next_try_at, id) - octet_length(payload) AS before
-             FROM waiting_sales WHERE topic = $1 AND partition = $2 AND next_try_at <= $3
-             ORDER BY next_try_at, id LIMIT $4) AS due
+             SELECT *, sum(size) OVER (ORDER BY next_try_at, id) - size AS before
+             FROM (SELECT *, octet_length(payload) + coalesce(octet_length(key), 0) AS size
+                   FROM waiting_sales WHERE topic = $1 AND partition = $2 AND next_try_at <= $3
+                   ORDER BY next_try_at, id LIMIT $4) AS sized) AS due
          WHERE before <= $5 ORDER BY next_try_at, id",
     )
     .bind(source.0)

@@ -29,9 +29,9 @@ use crate::{
 
 /// Events a second, and for how long.
 const RATE: u32 = 3_000;
-const SECONDS: u32 = 15;
-/// Not counted: the first second, in which the service's caches fill.
-const WARM_UP: u32 = RATE;
+const SECONDS: u32 = 25;
+/// Not counted: the first seconds, in which the broker's Java compiles what it runs.
+const WARM_UP: u32 = RATE * 10;
 /// Files of one row.
 const FILES: i64 = 100;
 
@@ -74,7 +74,8 @@ fn events_latency(world: &World, tokio: &Runtime) -> Result<(f64, f64)> {
     let stock = Process::start(&["stock"], &round.variables)?;
     let delivered = Delivered::default();
     let mut config = kafka::producer(&round.kafka, "bench");
-    config.set("linger.ms", "0");
+    // with 0 the broker has a request for each event, and no time for anything else
+    config.set("linger.ms", "1");
     let producer: BaseProducer<Delivered> = BaseProducer::from_config_and_context(&config, delivered.clone())?;
     let topic = round.kafka.topic_of(&EVENT_TYPE);
     let count = (RATE * SECONDS) as usize;
@@ -124,6 +125,7 @@ fn events_latency(world: &World, tokio: &Runtime) -> Result<(f64, f64)> {
 fn watch(tokio: &Runtime, round: &Round, total: i64) -> Result<HashMap<i32, Vec<(Instant, i64)>>> {
     let options = runtime::postgres::options(&round.postgres, "bench");
     let mut seen: HashMap<i32, Vec<(Instant, i64)>> = HashMap::new();
+    let deadline = Instant::now() + Duration::from_secs(u64::from(SECONDS) + 60);
     tokio.block_on(async {
         let mut connection = PgConnection::connect_with(&options).await?;
         loop {
@@ -140,7 +142,8 @@ fn watch(tokio: &Runtime, round: &Round, total: i64) -> Result<HashMap<i32, Vec<
             if rows.iter().map(|(_, next_offset)| next_offset).sum::<i64>() >= total {
                 return Ok(seen);
             }
-            tokio::time::sleep(Duration::from_micros(300)).await;
+            ensure!(now < deadline, "not all events were applied a minute after the last one was sent");
+            tokio::time::sleep(Duration::from_micros(500)).await;
         }
     })
 }

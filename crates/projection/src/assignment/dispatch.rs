@@ -240,8 +240,10 @@ impl<P: Projection> Assignment<P> {
                 reading.wake_at = wake_at;
                 reading.next_read = reading.next_read.max(reading.committed);
                 partition.failures = 0;
-                self.next_timer = self.next_timer.min(Instant::now());
-                self.postgres_answers();
+                self.next_timer = Instant::now();
+                if self.failing.remove(&id.source) {
+                    self.postgres_answers();
+                }
             }
             Applied::Fenced => {
                 tracing::warn!("{} was applied by another process; reading its offset again", id.source);
@@ -249,6 +251,7 @@ impl<P: Projection> Assignment<P> {
             }
             Applied::Failed(error) => {
                 pause = Some(partition.next_pause());
+                self.failing.insert(id.source.clone());
                 self.work.health.ill("postgres", format!("trying again: {error:#}"));
             }
             Applied::Stopped => {}
@@ -269,7 +272,7 @@ impl<P: Projection> Assignment<P> {
 
     /// Postgres is healthy when no partition fails.
     pub(super) fn postgres_answers(&self) {
-        if self.partitions.values().all(|partition| partition.failures == 0) {
+        if self.failing.is_empty() && self.watch.postgres_answers() {
             self.work.health.well("postgres");
         }
     }

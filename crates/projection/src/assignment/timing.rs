@@ -8,7 +8,10 @@
 //! the end is reached without having given a record, these offsets are passed.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,8 +32,19 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the service is asked again when its timed work falls due: somebody may have changed the
 /// rows by hand.
 const ASK_SERVICE_INTERVAL: Duration = Duration::from_secs(10);
+/// After so many questions without an answer the others are not asked in this round.
+const MOST_UNANSWERED: usize = 3;
 /// The pause before Kafka is asked again when records seem to be lost, or the end is not reached.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// When it is dropped, the next check may begin.
+struct EndOfCheck(Arc<AtomicBool>);
+
+impl Drop for EndOfCheck {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
 
 impl<P: Projection> Assignment<P> {
     /// Does what is due, and notes when something will be.
@@ -94,6 +108,10 @@ impl<P: Projection> Assignment<P> {
     /// topic that is deleted and created again keeps its name, and a crash of Postgres takes back
     /// commits that it had not written yet.
     fn check(&self) {
+        // one at a time: while Kafka does not answer, each takes long
+        if self.is_checking.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let all: Vec<_> = self.partitions.keys().cloned().collect();
         let committed = self.committed(&all);
         self.commit_group_offsets(&committed);
@@ -105,27 +123,32 @@ impl<P: Projection> Assignment<P> {
             })
             .collect();
         let (watch, sender, health) = (Arc::clone(&self.watch), self.sender.clone(), self.work.health.clone());
-        let stop = self.shutdown.clone();
+        let (stop, is_checking, topic) = (self.shutdown.clone(), Arc::clone(&self.is_checking), self.topic.clone());
         self.tokio.spawn(stop.run_until_cancelled_owned(async move {
+            let _ended = EndOfCheck(is_checking);
             // before Kafka is asked: its end only grows meanwhile
             let mut positions = match watch.positions().await {
                 Ok(positions) => positions,
                 Err(error) => return health.ill("postgres", format!("waiting: {error:#}")),
             };
-            let mut kafka_answers = true;
+            let mut unanswered = 0;
+            if asked.is_empty() && watch.look(&topic).await.is_err() {
+                unanswered += 1;
+            }
             for (id, committed) in asked {
                 let look = watch.look(&id.source).await;
                 if let Err(error) = &look {
-                    kafka_answers = false;
+                    unanswered += 1;
                     health.ill("kafka", format!("waiting: {}: {error:#}", id.source));
                 }
                 let checked = Some((committed, positions.remove(&id.source)));
                 // nobody listens when the service is ending
                 let _ = sender.send(Event::Looked(id, Looked { look, checked }));
+                if unanswered == MOST_UNANSWERED {
+                    break;
+                }
             }
-            if kafka_answers {
-                health.well("kafka");
-            }
+            let _ = sender.send(Event::Checked { kafka_answers: unanswered == 0 });
         }));
     }
 
@@ -141,7 +164,11 @@ impl<P: Projection> Assignment<P> {
             reading.is_asked = false;
         }
         let committed = reading.committed;
-        let Ok(look) = look else { return Ok(()) };
+        let Ok(look) = look else {
+            // two moments apart from each other are no sign of a loss
+            partition.lost_since = None;
+            return Ok(());
+        };
         if let Some((believed, position)) = checked {
             let Some(position) = position.filter(|position| position.next_offset >= believed) else {
                 tracing::warn!("{}: Postgres was set back from offset {believed}; reading that part again", id.source);
@@ -167,7 +194,6 @@ impl<P: Projection> Assignment<P> {
                     return Ok(());
                 }
             }
-            self.postgres_answers();
         }
         let Some(reading) = self.current(id).and_then(|partition| partition.reading()) else { return Ok(()) };
         let is_waited_for = reading.wake_at.is_some_and(|wake_at| wake_at <= look.asked_at);
@@ -184,26 +210,25 @@ impl<P: Projection> Assignment<P> {
         let Some(partition) = self.partitions.get_mut(source) else { return };
         let generation = partition.generation;
         let Some(reading) = partition.reading() else { return };
-        if !reading.is_idle() {
-            return;
-        }
-        if let Some((asked_at, end)) = reading.probe
-            && reading.at_end
+        if let Some((asked_at, end)) = reading.end
+            && reading.committed >= end
         {
-            // nothing but markers up to the end
-            reading.probe = None;
-            self.call(source, asked_at, end);
-            return;
-        }
-        let Some((asked_at, end)) = reading.end else { return };
-        if reading.committed >= end {
             reading.end = None;
             reading.stuck_at = None;
             if reading.wake_at.is_some_and(|wake_at| wake_at <= asked_at) {
                 let committed = reading.committed;
                 self.call(source, asked_at, committed);
             }
-        } else if reading.at_end {
+            return;
+        }
+        if !reading.is_idle() || !reading.at_end {
+            return;
+        }
+        if let Some((asked_at, end)) = reading.probe {
+            // nothing but markers up to the end
+            reading.probe = None;
+            self.call(source, asked_at, end);
+        } else if let Some((asked_at, end)) = reading.end {
             let next_read = reading.next_read;
             reading.end = None;
             if reading.stuck_at == Some(next_read) {

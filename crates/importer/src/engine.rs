@@ -194,7 +194,7 @@ impl Engine {
     /// Gives a file its slice; whether Kafka takes more.
     fn work(&mut self, number: u64) -> bool {
         let Some(import) = self.imports.get_mut(&number) else { return true };
-        let slice = match import.slice(&mut self.desk, self.settings.quiet) {
+        let slice = match import.slice(&mut self.desk, self.settings.quiet_times()) {
             Ok(slice) => slice,
             Err(error) => {
                 // what was sent and not acknowledged is sent again when it can be read again

@@ -24,6 +24,8 @@ pub(crate) struct Ending {
     pub(crate) error: Option<String>,
     /// Whether it is no longer in `input/`, or another one is.
     pub(crate) gone: bool,
+    /// Whether the last line that was read has no line break.
+    pub(crate) unterminated: bool,
     /// Its size and SHA-256.
     pub(crate) whole: (u64, String),
 }
@@ -55,6 +57,7 @@ pub(crate) fn decide(
         finished_at: now,
         rejected: refused_target.as_ref().map(|name| name.to_string_lossy().into_owned()),
         error: ending.error.clone(),
+        unterminated_last_line: ending.unterminated,
         left_in_place: false,
     };
     let finished = Finished {
@@ -215,7 +218,8 @@ pub(crate) fn complete_left(directory: &Directory, path: &Path) -> io::Result<()
     }
     let error = format!("the file was deleted while being read; {} of its rows were imported", progress.accepted);
     tracing::warn!("{name:?}: {error}");
-    let ending = Ending { error: Some(error), gone: true, whole: (progress.byte, progress.sha256.clone()) };
+    let ending =
+        Ending { error: Some(error), gone: true, unterminated: false, whole: (progress.byte, progress.sha256.clone()) };
     match decide(directory, progress, None, Identity { device: 0, inode: 0 }, &ending, crate::receipt::now()) {
         Some(decided) => complete(directory, &decided),
         None => remove(path),
@@ -266,7 +270,7 @@ mod tests {
             finished: None,
         };
         let identity = Identity::from(&fs::metadata(directory.input.join(name)).expect("the file"));
-        let ending = Ending { error: None, gone: false, whole: (8, "5a".into()) };
+        let ending = Ending { error: None, gone: false, unterminated: false, whole: (8, "5a".into()) };
         decide(directory, progress, Some("stock"), identity, &ending, "now".into()).expect("decided")
     }
 

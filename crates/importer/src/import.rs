@@ -14,7 +14,7 @@ use crate::{
     finish::Ending,
     mark::Mark,
     names::{Named, named},
-    quiet::{Quiet, Writers, writers},
+    quiet::{Quiet, QuietTimes, Writers, writers},
     reading::{Reading, Step},
     receipt::Progress,
     source::{Identity, open},
@@ -61,6 +61,8 @@ pub(crate) struct Import {
     pub(crate) stage: Stage,
     pub(crate) identity: Identity,
     quiet: Quiet,
+    /// What a packed file was like when it was found to break off: its writer may come back.
+    broke_off: Option<Quiet>,
     /// Set when reading has ended.
     pub(crate) ending: Option<Ending>,
     /// What is behind the place where reading ended, for the file's SHA-256.
@@ -90,6 +92,7 @@ impl Import {
             stage: Stage::Reading,
             identity: metadata.into(),
             quiet: Quiet::new(metadata, now),
+            broke_off: None,
             ending: None,
             beyond: None,
             decided: None,
@@ -101,9 +104,21 @@ impl Import {
     }
 
     /// Works on the file for a while. An error is the system's, and may pass.
-    pub(crate) fn slice(&mut self, desk: &mut Desk, quiet: Duration) -> io::Result<Slice> {
+    pub(crate) fn slice(&mut self, desk: &mut Desk, times: QuietTimes) -> io::Result<Slice> {
         if self.ending.is_some() {
             return self.read_whole(desk);
+        }
+        if let Some(seen) = self.broke_off {
+            if let Some(slice) = self.look()? {
+                return Ok(slice);
+            }
+            // as long as it is what it was, reading it again tells nothing new
+            let cut = self.quiet.is_same(&seen);
+            if self.reading.in_flight > 0 || !self.is_complete(cut, times)? {
+                return Ok(Slice::Park);
+            }
+            self.broke_off = None;
+            self.reading.rewind();
         }
         if self.reading.source.is_none() {
             match self.reopen()? {
@@ -111,7 +126,7 @@ impl Import {
                 Some(slice) => return Ok(slice),
             }
         }
-        if self.gzip && self.reading.here.byte == 0 && self.reading.in_flight == 0 && !self.is_complete(false, quiet)? {
+        if self.gzip && self.reading.here.byte == 0 && self.reading.in_flight == 0 && !self.is_complete(false, times)? {
             self.reading.source = None;
             return Ok(Slice::Park);
         }
@@ -127,12 +142,12 @@ impl Import {
                 Step::More => {}
                 Step::Blocked => return Ok(Slice::Blocked),
                 Step::Changed(why) => return Ok(Slice::Anew(why)),
-                Step::Spoilt(error) => return Ok(self.end(Some(error), false)),
+                Step::Spoilt(error) => return self.at_fault(error, times),
                 Step::End { .. } if self.reading.is_replaying() => {
                     return Ok(Slice::Anew("it is shorter than it was".into()));
                 }
                 Step::End { rest: false } if last => return Ok(self.end(None, false)),
-                Step::End { rest } => match self.at_end(rest, quiet)? {
+                Step::End { rest } => match self.at_end(rest, times)? {
                     None => last = true,
                     Some(slice) => return Ok(slice),
                 },
@@ -144,15 +159,30 @@ impl Import {
 
     /// At the end of what is there, with a last line without a line break or not: None when the
     /// file is complete.
-    fn at_end(&mut self, rest: bool, quiet: Duration) -> io::Result<Option<Slice>> {
+    fn at_end(&mut self, rest: bool, times: QuietTimes) -> io::Result<Option<Slice>> {
         if let Some(slice) = self.look()? {
             return Ok(Some(slice));
         }
-        if self.is_complete(rest || self.quiet.size() == 0, quiet)? {
+        if self.is_complete(rest || self.quiet.size() == 0, times)? {
             return Ok(None);
         }
         self.reading.source = None;
         Ok(Some(Slice::Park))
+    }
+
+    /// The file cannot be read further. A packed one may have been cut by a pause of its writer.
+    fn at_fault(&mut self, error: String, times: QuietTimes) -> io::Result<Slice> {
+        if self.gzip {
+            if let Some(slice) = self.look()? {
+                return Ok(slice);
+            }
+            if !self.is_complete(true, times)? {
+                self.broke_off = Some(self.quiet);
+                self.reading.source = None;
+                return Ok(Slice::Park);
+            }
+        }
+        Ok(self.end(Some(error), false))
     }
 
     /// Looks whether the file of our name is still the one that we read, and as long.
@@ -179,7 +209,8 @@ impl Import {
     }
 
     fn end(&mut self, error: Option<String>, gone: bool) -> Slice {
-        self.ending = Some(Ending { error, gone, whole: Default::default() });
+        self.ending =
+            Some(Ending { error, gone, unterminated: self.reading.here.is_inside_a_line(), whole: Default::default() });
         self.beyond = Some(self.reading.here.clone());
         Slice::More
     }
@@ -219,13 +250,19 @@ impl Import {
         Ok(None)
     }
 
-    fn is_complete(&self, cut: bool, quiet: Duration) -> io::Result<bool> {
-        let Some(source) = &self.reading.source else { return Ok(false) };
-        let file = source.file();
+    fn is_complete(&self, cut: bool, times: QuietTimes) -> io::Result<bool> {
+        let reopened;
+        let file = match &self.reading.source {
+            Some(source) => source.file(),
+            None => {
+                reopened = open(&self.path)?;
+                &reopened
+            }
+        };
         let (now, clock) = (Instant::now(), SystemTime::now());
         // the kernel is asked last: when it says that nobody writes, that is so
-        Ok(self.quiet.is_complete(Writers::None, cut, quiet, now, clock)
-            && self.quiet.is_complete(writers(file), cut, quiet, now, clock))
+        Ok(self.quiet.is_complete(Writers::None, cut, times, now, clock)
+            && self.quiet.is_complete(writers(file), cut, times, now, clock))
     }
 
     /// Whether the file is as it was when it was found to be complete. None when it has gone.

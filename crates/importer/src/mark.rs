@@ -37,6 +37,11 @@ impl Default for Mark {
 }
 
 impl Mark {
+    /// Whether the last byte before it is in the middle of a line.
+    pub(crate) fn is_inside_a_line(&self) -> bool {
+        self.byte > 0 && self.last.last() != Some(&b'\n')
+    }
+
     /// Goes on over these bytes.
     pub(crate) fn pass(&mut self, bytes: &[u8]) {
         self.hash.update(bytes);

@@ -5,8 +5,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// How many times longer a file must be quiet that may be cut, where writers are not known.
-const PATIENCE: u32 = 20;
+/// How long a file must be unchanged to be complete.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QuietTimes {
+    /// `IMPORT_QUIET_MS`: when the system says that nobody writes it.
+    pub(crate) known: Duration,
+    /// `IMPORT_UNSURE_MS`: when the system cannot say, or when the file seems to be cut.
+    pub(crate) unsure: Duration,
+}
 
 /// Who has a file open for writing, as far as the system says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +23,37 @@ pub(crate) enum Writers {
     Unknown,
 }
 
+/// File systems of this machine alone, by the magic number that `statfs` gives: a lease on their
+/// files is about every writer there can be. On a network or FUSE mount the lease knows only of
+/// writers on this machine, or is refused as if there always were one.
+#[cfg(target_os = "linux")]
+fn is_local(file_system: u32) -> bool {
+    const LOCAL: [u32; 13] = [
+        0xef53,      // ext2, ext3, ext4
+        0x5846_5342, // xfs
+        0x9123_683e, // btrfs
+        0x0102_1994, // tmpfs
+        0x8584_58f6, // ramfs
+        0x794c_7630, // overlayfs
+        0x2fc1_2fc1, // zfs
+        0xf2f5_2010, // f2fs
+        0xca45_1a4e, // bcachefs
+        0x4d44,      // vfat
+        0x2011_bab0, // exfat
+        0x7366_746e, // ntfs3
+        0x3153_464a, // jfs
+    ];
+    LOCAL.contains(&file_system)
+}
+
 /// Asks the kernel for a lease on the file, which it refuses while somebody has it open for
 /// writing, and gives it back.
 #[cfg(target_os = "linux")]
 pub(crate) fn writers(file: &File) -> Writers {
     use std::os::fd::AsRawFd;
+    if !rustix::fs::fstatfs(file).is_ok_and(|found| is_local(found.f_type as u32)) {
+        return Writers::Unknown;
+    }
     /// `F_SETSIG` of asm-generic/fcntl.h, which is every architecture's.
     const SET_SIGNAL: libc::c_int = 10;
     let fd = file.as_raw_fd();
@@ -65,22 +97,29 @@ impl Quiet {
         self.size
     }
 
-    /// Whether the file is as it was; if not, the quiet begins anew.
+    /// Whether both have seen the same file in the same state.
+    pub(crate) fn is_same(&self, other: &Quiet) -> bool {
+        self.size == other.size && self.modified == other.modified
+    }
+
+    /// Whether the file is as it was; if not, the quiet begins again.
     pub(crate) fn observe(&mut self, metadata: &Metadata, now: Instant) -> bool {
-        let same = self.size == metadata.len() && self.modified == metadata.modified().ok();
+        let found = Quiet::new(metadata, now);
+        let same = self.is_same(&found);
         if !same {
-            *self = Quiet::new(metadata, now);
+            *self = found;
         }
         same
     }
 
-    /// Whether the file is complete, as far as can be known. `cut`: it is empty, or its last line
-    /// has no line break, so that a writer may well be in the middle of it.
+    /// Whether the file is complete, as far as can be known. `cut`: it is empty, its last line has
+    /// no line break, or it is a packed file that breaks off, so that its writer may well be in the
+    /// middle of it, or come back.
     pub(crate) fn is_complete(
         &self,
         writers: Writers,
         cut: bool,
-        quiet: Duration,
+        times: QuietTimes,
         now: Instant,
         clock: SystemTime,
     ) -> bool {
@@ -89,9 +128,10 @@ impl Quiet {
         let age = self.modified.and_then(|modified| clock.duration_since(modified).ok());
         match writers {
             Writers::Some => false,
-            Writers::None => observed.max(age.unwrap_or_default()) >= quiet,
-            Writers::Unknown if cut => observed >= quiet.saturating_mul(PATIENCE),
-            Writers::Unknown => observed >= quiet,
+            Writers::None => {
+                observed.max(age.unwrap_or_default()) >= if cut { times.known.max(times.unsure) } else { times.known }
+            }
+            Writers::Unknown => observed >= times.known.max(times.unsure),
         }
     }
 }
@@ -102,23 +142,32 @@ mod tests {
 
     #[test]
     fn a_file_is_complete_when_it_was_quiet_and_nobody_writes() {
-        let quiet = Duration::from_millis(250);
+        let times = QuietTimes { known: Duration::from_millis(250), unsure: Duration::from_secs(5) };
         let (now, clock) = (Instant::now(), SystemTime::now());
-        let judge = |observed: u64, age: u64, writers, cut| {
+        let complete = |observed: u64, age: u64, writers, cut| {
             let modified = Some(clock - Duration::from_millis(age));
             Quiet { size: 1, modified, since: now - Duration::from_millis(observed) }
-                .is_complete(writers, cut, quiet, now, clock)
+                .is_complete(writers, cut, times, now, clock)
         };
-        let complete = |observed, age, writers| judge(observed, age, writers, false);
-        assert!(!complete(900, 900, Writers::Some));
-        assert!(complete(0, 900, Writers::None), "an old file that was moved in");
-        assert!(complete(300, 0, Writers::None));
-        assert!(!complete(100, 100, Writers::None));
-        assert!(!complete(100, 900, Writers::Unknown), "a server's clock may be wrong");
-        assert!(complete(300, 900, Writers::Unknown));
-        assert!(!judge(4_900, 90_000, Writers::Unknown, true));
-        assert!(judge(5_100, 90_000, Writers::Unknown, true));
-        assert!(judge(300, 0, Writers::None, true), "nobody will end its last line");
+        assert!(!complete(90_000, 90_000, Writers::Some, false));
+        assert!(complete(0, 900, Writers::None, false), "an old file that was moved in");
+        assert!(complete(300, 0, Writers::None, false));
+        assert!(!complete(100, 100, Writers::None, false));
+        assert!(!complete(4_900, 90_000, Writers::Unknown, false), "a server's clock may be wrong");
+        assert!(complete(5_100, 0, Writers::Unknown, false));
+        for writers in [Writers::None, Writers::Unknown] {
+            assert!(!complete(4_900, 4_900, writers, true), "{writers:?}");
+            assert!(complete(5_100, 5_100, writers, true), "{writers:?}");
+        }
+        assert!(complete(0, 5_100, Writers::None, true), "an old file that was moved in, cut or not");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_file_systems_of_this_machine_tell_who_writes() {
+        for (magic, local) in [(0xef53, true), (0x9123_683e, true), (0x6969, false), (0x6573_5546, false)] {
+            assert_eq!(is_local(magic), local, "{magic:x}");
+        }
     }
 
     #[cfg(target_os = "linux")]

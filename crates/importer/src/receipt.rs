@@ -37,6 +37,10 @@ pub struct Receipt {
     pub rejected: Option<String>,
     /// What was wrong with the file as a whole.
     pub error: Option<String>,
+    /// Its last line has no line break, and was read as it is: the file may be complete all the
+    /// same, or its writer stopped in the middle.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unterminated_last_line: bool,
     /// The file could not be read, is still in `input/`, and is tried again and again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub left_in_place: bool,

@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use runtime::{Environment, KafkaSettings};
 
+use crate::quiet::QuietTimes;
+
 /// What the importer is told by its environment.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -15,11 +17,18 @@ pub struct Settings {
     pub scan: Duration,
     /// `IMPORT_QUIET_MS`: how long a file must be unchanged before it counts as complete.
     pub quiet: Duration,
+    /// `IMPORT_UNSURE_MS`: how long a file must be unchanged where the system cannot tell whether
+    /// somebody is still writing it, or where it seems to be cut.
+    pub unsure: Duration,
     /// `IMPORT_WATCH`: whether the system is asked to tell of changes at once.
     pub watch: bool,
 }
 
 impl Settings {
+    pub(crate) fn quiet_times(&self) -> QuietTimes {
+        QuietTimes { known: self.quiet, unsure: self.unsure }
+    }
+
     /// Reads `KAFKA_*` and `IMPORT_*`; what is wrong is kept in `env`.
     pub fn read(env: &mut Environment) -> Settings {
         Settings {
@@ -27,6 +36,7 @@ impl Settings {
             directory: env.text_or("IMPORT_DIRECTORY", "importer").into(),
             scan: env.millis_or("IMPORT_SCAN_MS", 500),
             quiet: env.millis_or("IMPORT_QUIET_MS", 250),
+            unsure: env.millis_or("IMPORT_UNSURE_MS", 5000),
             watch: env.parse_or("IMPORT_WATCH", true, "true or false", |_| true),
         }
     }

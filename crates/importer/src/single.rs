@@ -114,6 +114,7 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
         finished_at: now(),
         rejected: None,
         error,
+        unterminated_last_line: mark.is_inside_a_line(),
         left_in_place: false,
     })
 }

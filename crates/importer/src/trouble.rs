@@ -49,6 +49,7 @@ impl Troubles {
             finished_at: time,
             rejected: None,
             error: Some(reason.to_owned()),
+            unterminated_last_line: false,
             left_in_place: true,
         };
         let known = self.known.remove(name).map(|(_, path)| path);

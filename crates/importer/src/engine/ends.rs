@@ -131,8 +131,9 @@ fn tell(import: &Import) {
         receipt.refused,
         import.started.elapsed().as_millis()
     );
+    let last = if receipt.unterminated_last_line { "; its last line has no line break" } else { "" };
     match &receipt.error {
-        None => tracing::info!("finished {:?} ({}): {rows}", import.name, figures::size(receipt.bytes)),
+        None => tracing::info!("finished {:?} ({}): {rows}{last}", import.name, figures::size(receipt.bytes)),
         Some(error) => tracing::error!("{:?}: {error}; {rows}", import.name),
     }
     figures::finished(if finished.to_rejected { "rejected" } else { "done" });

@@ -92,6 +92,12 @@ impl House {
         house
     }
 
+    /// With an importer at work, after [`House::set`].
+    pub(crate) fn start_now(mut self) -> House {
+        self.start();
+        self
+    }
+
     pub(crate) fn set(mut self, name: &str, value: &str) -> House {
         self.settings.push((name.into(), value.into()));
         self
@@ -106,6 +112,8 @@ impl House {
             .env("KAFKA_EVENTS_TOPIC", &self.events)
             .env("KAFKA_ERRORS_TOPIC", &self.errors)
             .env("KAFKA_TOPIC_PARTITIONS", "3")
+            // files of the tests may end without a line break
+            .env("IMPORT_UNSURE_MS", "1000")
             .env("LOG_LEVEL", "info")
             .envs(self.settings.iter().cloned())
             .stderr(Stdio::from(log));

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rustix::io::Errno;
 
 use crate::names;
 
@@ -69,15 +70,38 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames a file, also where the target is on another file system.
+/// Renames a file of ours, over one that may have its name.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            let temporary = temporary_of(to);
-            fs::copy(from, &temporary)?;
-            fs::rename(&temporary, to)?;
-            fs::remove_file(from)
-        }
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => move_across(from, to),
         renamed => renamed,
     }
+}
+
+/// Renames a file and replaces nothing: where the name is taken, it is an error.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rename_within(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => move_across(from, to),
+        renamed => renamed,
+    }
+}
+
+/// The same; another file system is an error as well.
+pub(crate) fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // not every file system knows how
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => match to.symlink_metadata() {
+            Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            Err(_) => fs::rename(from, to),
+        },
+        renamed => renamed.map_err(Into::into),
+    }
+}
+
+fn move_across(from: &Path, to: &Path) -> io::Result<()> {
+    let temporary = temporary_of(to);
+    fs::copy(from, &temporary)?;
+    fs::rename(&temporary, to)?;
+    fs::remove_file(from)
 }

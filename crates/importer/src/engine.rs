@@ -4,16 +4,21 @@
 
 mod broker;
 mod ends;
+mod lock;
+mod read_on;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     ffi::OsString,
     io,
+    path::PathBuf,
     sync::mpsc::SyncSender,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
+use ends::Ends;
+use lock::Lock;
 use runtime::health::Health;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -23,12 +28,11 @@ use crate::{
     desk::Desk,
     directory::{Directory, remove},
     figures,
-    finish::Slot,
-    grown::Grown,
     import::{Import, Slice, Stage},
+    late_growth::LateGrowth,
     names::{Named, named},
     reading::Reading,
-    receipt::{Progress, now},
+    receipt::{Stored, now},
     scan::Scan,
     sender::Sender,
     source::open,
@@ -50,10 +54,13 @@ pub(crate) struct Engine {
     health: Health,
     alarm: Alarm,
     desk: Desk,
-    slot: Slot,
+    lock: Lock,
+    ends: Ends,
     scan: Scan,
     troubles: Troubles,
-    grown: Grown,
+    late_growth: LateGrowth,
+    /// Grown files that cannot be read on, of which that was said.
+    not_read_on: BTreeSet<PathBuf>,
     /// Files on their way, by number, and their numbers by name.
     imports: HashMap<u64, Import>,
     numbers: HashMap<OsString, u64>,
@@ -80,10 +87,12 @@ impl Engine {
         let alarm = Alarm::new();
         let directory = Directory::create(&settings.directory)?;
         let desk = Desk::new(Sender::new(&settings.kafka)?);
-        let slot = Slot::open(&directory).with_context(|| directory.progress.display().to_string())?;
+        let lock = Lock::open(&directory).with_context(|| directory.progress.display().to_string())?;
+        let late_growth = LateGrowth::start(&directory, alarm.bell()).context("starting a thread")?;
         let now = Instant::now();
         let mut engine = Engine {
-            slot,
+            lock,
+            ends: Ends::default(),
             scan: Scan::new(settings.scan),
             settings,
             directory,
@@ -91,7 +100,8 @@ impl Engine {
             alarm,
             desk,
             troubles: Troubles::default(),
-            grown: Grown::default(),
+            late_growth,
+            not_read_on: BTreeSet::new(),
             imports: HashMap::new(),
             numbers: HashMap::new(),
             next_number: 0,
@@ -123,7 +133,7 @@ impl Engine {
 
     /// Works until it is told to stop.
     pub(crate) fn run(mut self) -> Result<()> {
-        while !self.slot.is_ours() {
+        while !self.lock.is_ours() {
             self.health.ill("directory", format!("another importer works in {}", self.settings.directory.display()));
             self.alarm.wait(RETRY);
             if self.shutdown.is_cancelled() {
@@ -170,6 +180,8 @@ impl Engine {
         if self.waiting.is_empty() && self.scan.is_due(now) {
             self.look_for_files();
         }
+        self.try_ends_again(now);
+        self.read_on();
         while let Some((time, number)) = self.timers.first().copied()
             && time <= now
         {
@@ -228,7 +240,7 @@ impl Engine {
 
     /// Takes up a file of `input/`.
     fn begin(&mut self, name: OsString) {
-        if self.numbers.contains_key(&name) {
+        if self.numbers.contains_key(&name) || self.ends.is_waiting(&name) {
             return;
         }
         let path = self.directory.input.join(&name);
@@ -244,17 +256,24 @@ impl Engine {
                 return;
             }
         };
-        self.next_number += 1;
-        let number = self.next_number;
         let refused_file = self.directory.refused_of(&name);
         let shown = name.to_string_lossy().into_owned();
         let gzip = named(&name) == Named::Gzip;
+        self.next_number += 1;
+        let number = self.next_number;
         let mut reading = Reading::new(number, shown, gzip, Some(refused_file.clone()));
         let mut started_at = now();
         // a file in trouble is begun at every listing
         let told = self.troubles.has(&name);
-        let known = Progress::read(&self.directory.progress_of(&name));
-        if let Some(progress) = known.filter(|progress| progress.finished.is_none()) {
+        let known = match Stored::read(&self.directory.progress_of(&name)) {
+            Some(Stored::Finished(finished)) => {
+                let Some(progress) = self.changed_since(&name, *finished, (&metadata).into()) else { return };
+                Some(progress)
+            }
+            Some(Stored::Reading(progress)) => Some(progress),
+            None => None,
+        };
+        if let Some(progress) = known {
             let kept = std::fs::metadata(&refused_file).map_or(0, |metadata| metadata.len());
             if kept >= progress.refused_bytes {
                 if !told {
@@ -293,16 +312,15 @@ impl Engine {
     }
 
     fn look_for_files(&mut self) {
-        self.grown.look(Instant::now());
-        let numbers = &self.numbers;
-        match self.scan.list(&self.directory.input, |name| numbers.contains_key(name)) {
+        let (numbers, ends) = (&self.numbers, &self.ends);
+        match self.scan.list(&self.directory.input, |name| numbers.contains_key(name) || ends.is_waiting(name)) {
             Ok(names) => {
                 self.waiting = names.into();
                 self.troubles.keep(&self.directory, |path| path.symlink_metadata().is_ok());
-                self.health.well("directory");
+                self.note("input", Ok(()));
             }
             Err(error) => {
-                self.well(Err(error));
+                self.note("input", Err(error));
                 let _ = Directory::create(&self.settings.directory);
             }
         }
@@ -325,16 +343,17 @@ impl Engine {
         }
     }
 
-    fn well(&self, done: io::Result<()>) {
+    /// Reports a part as healthy or not, by what has just been done there.
+    fn note(&self, part: &'static str, done: io::Result<()>) {
         match done {
-            Ok(()) => self.health.well("directory"),
-            Err(error) => self.health.ill("directory", format!("{}: {error}", self.settings.directory.display())),
+            Ok(()) => self.health.well(part),
+            Err(error) => self.health.ill(part, format!("{}: {error}", self.settings.directory.display())),
         }
     }
 
     fn time_to_sleep(&self) -> Duration {
         let timer = self.timers.first().map(|(time, _)| *time);
-        let next = [Some(self.scan.due()), timer].into_iter().flatten().min();
+        let next = [Some(self.scan.due()), timer, self.ends.due()].into_iter().flatten().min();
         let next = next.map_or(self.settings.scan, |next| next.saturating_duration_since(Instant::now()));
         next.max(self.pause.saturating_duration_since(Instant::now())).min(Duration::from_secs(1))
     }

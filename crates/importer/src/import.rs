@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::{
+    backoff::Backoff,
     desk::Desk,
     figures,
     finish::Ending,
@@ -16,8 +17,7 @@ use crate::{
     names::{Named, named},
     quiet::{Quiet, QuietTimes, Writers, writers},
     reading::{Reading, Step},
-    receipt::Progress,
-    source::{Identity, open},
+    source::{FileState, Identity, open},
 };
 
 /// How long one file is worked on before the next one's turn.
@@ -33,7 +33,7 @@ pub(crate) enum Stage {
     Parked,
     /// Read to its end, waiting for acknowledgements.
     Draining,
-    /// All is acknowledged; the files could not be moved yet.
+    /// All is acknowledged; the record of its end could not be written yet.
     Finishing,
 }
 
@@ -59,16 +59,17 @@ pub(crate) struct Import {
     gzip: bool,
     pub(crate) reading: Reading,
     pub(crate) stage: Stage,
-    pub(crate) identity: Identity,
-    quiet: Quiet,
+    pub(crate) quiet: Quiet,
+    /// It was written to without becoming longer: what was read must be compared.
+    compare: bool,
     /// What a packed file was like when it was found to break off: its writer may come back.
-    broke_off: Option<Quiet>,
+    broke_off: Option<FileState>,
     /// Set when reading has ended.
     pub(crate) ending: Option<Ending>,
     /// What is behind the place where reading ended, for the file's SHA-256.
     beyond: Option<Mark>,
-    /// The record that ends it, once decided.
-    pub(crate) decided: Option<Progress>,
+    /// When to write the record of its end again.
+    pub(crate) ending_again: Backoff,
     pub(crate) started_at: String,
     pub(crate) started: Instant,
     pub(crate) written: Instant,
@@ -90,12 +91,12 @@ impl Import {
             path,
             reading,
             stage: Stage::Reading,
-            identity: metadata.into(),
-            quiet: Quiet::new(metadata, now),
+            quiet: Quiet::new(metadata.into(), now),
+            compare: false,
             broke_off: None,
             ending: None,
             beyond: None,
-            decided: None,
+            ending_again: Backoff::default(),
             started_at,
             started: now,
             written: now,
@@ -113,12 +114,12 @@ impl Import {
                 return Ok(slice);
             }
             // as long as it is what it was, reading it again tells nothing new
-            let cut = self.quiet.is_same(&seen);
+            let cut = self.quiet.state == seen;
             if self.reading.in_flight > 0 || !self.is_complete(cut, times)? {
                 return Ok(Slice::Park);
             }
             self.broke_off = None;
-            self.reading.rewind();
+            self.reading.rewind(true);
         }
         if self.reading.source.is_none() {
             match self.reopen()? {
@@ -163,8 +164,15 @@ impl Import {
         if let Some(slice) = self.look()? {
             return Ok(Some(slice));
         }
-        if self.is_complete(rest || self.quiet.size() == 0, times)? {
-            return Ok(None);
+        if self.is_complete(rest || self.quiet.state.size == 0, times)? {
+            if !self.compare {
+                return Ok(None);
+            }
+            if self.reading.in_flight == 0 {
+                self.compare = false;
+                self.reading.rewind(true);
+                return Ok(Some(Slice::More));
+            }
         }
         self.reading.source = None;
         Ok(Some(Slice::Park))
@@ -177,7 +185,7 @@ impl Import {
                 return Ok(slice);
             }
             if !self.is_complete(true, times)? {
-                self.broke_off = Some(self.quiet);
+                self.broke_off = Some(self.quiet.state);
                 self.reading.source = None;
                 return Ok(Slice::Park);
             }
@@ -192,15 +200,23 @@ impl Import {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(self.gone("deleted"))),
             Err(error) => return Err(error),
         };
-        if Identity::from(&metadata) != self.identity {
+        if Identity::from(&metadata) != self.quiet.state.identity {
             return Ok(Some(self.gone("replaced by another file")));
         }
         if !self.gzip && metadata.len() < self.reading.here.byte {
             let (size, byte) = (metadata.len(), self.reading.here.byte);
             return Ok(Some(Slice::Anew(format!("it was cut to {size} bytes while being read, at byte {byte}"))));
         }
-        self.quiet.observe(&metadata, Instant::now());
+        self.observe(&metadata);
         Ok(None)
+    }
+
+    /// Whether the file is as it was.
+    fn observe(&mut self, metadata: &Metadata) -> bool {
+        let size = self.quiet.state.size;
+        let same = self.quiet.observe(metadata.into(), Instant::now());
+        self.compare |= !same && self.quiet.state.size == size;
+        same
     }
 
     fn gone(&mut self, how: &str) -> Slice {
@@ -210,7 +226,7 @@ impl Import {
 
     fn end(&mut self, error: Option<String>, gone: bool) -> Slice {
         self.ending =
-            Some(Ending { error, gone, unterminated: self.reading.here.is_inside_a_line(), whole: Default::default() });
+            Some(Ending { error, gone, unterminated: self.reading.here.is_inside_a_line(), ..Ending::default() });
         self.beyond = Some(self.reading.here.clone());
         Slice::More
     }
@@ -240,7 +256,7 @@ impl Import {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(self.gone("deleted"))),
             Err(error) => return Err(error),
         };
-        if Identity::from(&file.metadata()?) != self.identity {
+        if Identity::from(&file.metadata()?) != self.quiet.state.identity {
             return Ok(Some(self.gone("replaced by another file")));
         }
         self.reading.open(file);
@@ -268,9 +284,7 @@ impl Import {
     /// Whether the file is as it was when it was found to be complete. None when it has gone.
     pub(crate) fn is_unchanged(&mut self) -> io::Result<Option<bool>> {
         match fs::metadata(&self.path) {
-            Ok(metadata) if Identity::from(&metadata) == self.identity => {
-                Ok(Some(self.quiet.observe(&metadata, Instant::now())))
-            }
+            Ok(metadata) if Identity::from(&metadata) == self.quiet.state.identity => Ok(Some(self.observe(&metadata))),
             Ok(_) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -279,7 +293,7 @@ impl Import {
 
     /// Back to what is acknowledged, to send the rest again.
     pub(crate) fn rewind(&mut self) {
-        self.reading.rewind();
+        self.reading.rewind(false);
         self.ending = None;
         self.beyond = None;
         self.stage = Stage::Reading;
@@ -294,7 +308,7 @@ impl Import {
         }
         let here = &self.reading.here;
         let all = here.accepted + here.refused;
-        let (read, size) = (self.reading.bytes_read(), self.quiet.size().max(1));
+        let (read, size) = (self.reading.bytes_read(), self.quiet.state.size.max(1));
         tracing::info!(
             "importing {:?}: {}% of {}, {:.0} rows/s",
             self.name,

@@ -2,14 +2,15 @@
 //! its file counts as done; what is refused comes back on the errors topic and in `rejected/`.
 //! It knows event types from their declarations only.
 
+mod backoff;
 mod desk;
 mod directory;
 mod engine;
 mod figures;
 mod finish;
 mod flight;
-mod grown;
 mod import;
+mod late_growth;
 mod lines;
 mod mark;
 mod names;

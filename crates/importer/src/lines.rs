@@ -65,7 +65,8 @@ impl<'a> Lines<'a> {
                 self.passing_over = true;
                 Some(Piece::TooLong(&rest[..SHOWN]))
             }
-            None if self.last && !rest.is_empty() => {
+            // alone, so that the place before it is known: it may become longer yet
+            None if self.last && !rest.is_empty() && self.at == 0 => {
                 self.at = self.buffer.len();
                 Some(Piece::Line(rest.strip_suffix(b"\r").unwrap_or(rest)))
             }
@@ -104,6 +105,7 @@ mod tests {
         let (mut at, mut passing_over, mut found) = (0, false, Vec::new());
         loop {
             let end = text.len().min(at + size);
+            let before = at;
             let mut lines = Lines::new(&text[at..end], passing_over, end == text.len());
             while let Some(piece) = lines.next() {
                 found.push(match piece {
@@ -113,7 +115,7 @@ mod tests {
             }
             at += lines.consumed();
             passing_over = lines.passing_over();
-            if end == text.len() {
+            if end == text.len() && (at == end || at == before) {
                 return found;
             }
         }

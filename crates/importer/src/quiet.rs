@@ -1,9 +1,11 @@
 //! Whether somebody is still writing a file.
 
 use std::{
-    fs::{File, Metadata},
+    fs::File,
     time::{Duration, Instant, SystemTime},
 };
+
+use crate::source::FileState;
 
 /// How long a file must be unchanged to be complete.
 #[derive(Debug, Clone, Copy)]
@@ -79,35 +81,23 @@ pub(crate) fn writers(_: &File) -> Writers {
     Writers::Unknown
 }
 
-/// A file's size and time of change, and since when we have seen them.
+/// A file's state, and since when we have seen it so.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Quiet {
-    size: u64,
-    modified: Option<SystemTime>,
+    pub(crate) state: FileState,
     since: Instant,
 }
 
 impl Quiet {
-    pub(crate) fn new(metadata: &Metadata, now: Instant) -> Quiet {
-        Quiet { size: metadata.len(), modified: metadata.modified().ok(), since: now }
-    }
-
-    /// The size last seen.
-    pub(crate) fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Whether both have seen the same file in the same state.
-    pub(crate) fn is_same(&self, other: &Quiet) -> bool {
-        self.size == other.size && self.modified == other.modified
+    pub(crate) fn new(state: FileState, now: Instant) -> Quiet {
+        Quiet { state, since: now }
     }
 
     /// Whether the file is as it was; if not, the quiet begins again.
-    pub(crate) fn observe(&mut self, metadata: &Metadata, now: Instant) -> bool {
-        let found = Quiet::new(metadata, now);
-        let same = self.is_same(&found);
+    pub(crate) fn observe(&mut self, state: FileState, now: Instant) -> bool {
+        let same = self.state == state;
         if !same {
-            *self = found;
+            *self = Quiet::new(state, now);
         }
         same
     }
@@ -125,7 +115,8 @@ impl Quiet {
     ) -> bool {
         let observed = now.saturating_duration_since(self.since);
         // the file's own time counts only where it is this machine's
-        let age = self.modified.and_then(|modified| clock.duration_since(modified).ok());
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(self.state.modified_ns.try_into().unwrap_or(0));
+        let age = clock.duration_since(modified).ok();
         match writers {
             Writers::Some => false,
             Writers::None => {
@@ -145,9 +136,10 @@ mod tests {
         let times = QuietTimes { known: Duration::from_millis(250), unsure: Duration::from_secs(5) };
         let (now, clock) = (Instant::now(), SystemTime::now());
         let complete = |observed: u64, age: u64, writers, cut| {
-            let modified = Some(clock - Duration::from_millis(age));
-            Quiet { size: 1, modified, since: now - Duration::from_millis(observed) }
-                .is_complete(writers, cut, times, now, clock)
+            let modified = (clock - Duration::from_millis(age)).duration_since(SystemTime::UNIX_EPOCH);
+            let modified_ns = modified.expect("after 1970").as_nanos() as i64;
+            let state = FileState { size: 1, modified_ns, ..FileState::default() };
+            Quiet { state, since: now - Duration::from_millis(observed) }.is_complete(writers, cut, times, now, clock)
         };
         assert!(!complete(90_000, 90_000, Writers::Some, false));
         assert!(complete(0, 900, Writers::None, false), "an old file that was moved in");

@@ -52,6 +52,8 @@ pub(crate) struct Reading {
     pub(crate) here: Mark,
     /// How far it is acknowledged.
     pub(crate) durable: Mark,
+    /// Where the last line begins, when it was read without its line break.
+    before_last_line: Option<Mark>,
     /// Chunks on their way.
     pub(crate) in_flight: u32,
     /// How far an earlier process came: up to there it is only compared.
@@ -75,6 +77,7 @@ impl Reading {
             refused_file,
             here: Mark::default(),
             durable: Mark::default(),
+            before_last_line: None,
             in_flight: 0,
             replay: None,
             oversized: BTreeMap::new(),
@@ -116,22 +119,15 @@ impl Reading {
         self.durable = mark;
     }
 
-    /// What is acknowledged, for the disk.
+    /// Where to go on after a restart, or when the file grows.
     pub(crate) fn progress(&self, name: &str, started_at: String) -> Progress {
-        let mark = &self.durable;
-        Progress {
-            file: self.name.clone(),
-            name: name.to_owned(),
-            byte: mark.byte,
-            line: mark.line,
-            inside_long_line: mark.inside_long_line,
-            accepted: mark.accepted,
-            refused: mark.refused,
-            refused_bytes: mark.refused_bytes,
-            sha256: digest(&mark.hash),
-            started_at,
-            finished: None,
-        }
+        Progress::new(self.name.clone(), name.to_owned(), self.resume_at(), started_at)
+    }
+
+    /// Everything before is acknowledged, and stays as it is when the file grows: a last line without
+    /// its line break may become longer.
+    pub(super) fn resume_at(&self) -> &Mark {
+        self.before_last_line.as_ref().filter(|before| before.byte < self.durable.byte).unwrap_or(&self.durable)
     }
 
     /// The row at this byte was not taken because of its size.
@@ -190,6 +186,9 @@ impl Reading {
             source.give_back(&desk.buffer[consumed..filled]);
         }
         mark.pass(&desk.buffer[..consumed]);
+        if last && mark.is_inside_a_line() && !self.gzip && !self.here.is_inside_a_line() {
+            self.before_last_line = Some(self.here.clone());
+        }
         mark.inside_long_line = lines.passing_over();
         let last_line = self.here.byte + lines.start() as u64;
         self.here = mark;
@@ -204,8 +203,10 @@ impl Reading {
                 SourceError::Spoilt(reason) => Ok(Step::Spoilt(reason)),
             });
         }
-        if step == Step::More && at_end && (consumed == filled || lines.next().is_none()) {
-            step = Step::End { rest: consumed < filled };
+        // a last line without its line break has a step of its own
+        let rest = consumed < filled;
+        if step == Step::More && at_end && !(rest && (last || lines.next().is_some())) {
+            step = Step::End { rest };
         }
         Ok(step)
     }

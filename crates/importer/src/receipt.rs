@@ -10,7 +10,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::names::{hex, unhex};
+use crate::{
+    mark::Mark,
+    names::{hex, unhex},
+    source::FileState,
+};
 
 /// What became of a file: `NAME.receipt.json` beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,9 +59,13 @@ impl Receipt {
     }
 }
 
+/// Of the records below: another version counts as no record, and the file is read from its beginning.
+const VERSION: u32 = 1;
+
 /// How far a file is: everything before `byte` is acknowledged by Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
+    pub(crate) version: u32,
     /// The file's name, for people.
     pub(crate) file: String,
     /// The file's name, its bytes in hexadecimal.
@@ -75,31 +83,93 @@ pub(crate) struct Progress {
     /// The SHA-256 of everything before `byte`.
     pub(crate) sha256: String,
     pub(crate) started_at: String,
-    /// Set when all is acknowledged and only files are left to be moved.
-    pub(crate) finished: Option<Finished>,
 }
 
-/// What is left to do with a finished file. Each step may have been done already.
+/// A file all of whose rows are acknowledged. It is written to `progress/KEY.json` before anything
+/// is moved, and the same file becomes the receipt when all is moved: so it says how to complete an
+/// end that was cut short, and where to read on when the file grows afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Finished {
+    #[serde(flatten)]
     pub(crate) receipt: Receipt,
+    pub(crate) resume: Resume,
+}
+
+/// The part of a receipt that is for the importer alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resume {
+    /// Where to read on when the file grows.
+    pub(crate) progress: Progress,
     /// Whether it goes to `rejected/` instead of `done/`.
     pub(crate) to_rejected: bool,
     /// Its new name, in hexadecimal. None when it has gone away by itself.
     pub(crate) target: Option<String>,
     /// The new name of the file of refused rows, in hexadecimal.
     pub(crate) refused_target: Option<String>,
+    /// That file's size.
+    pub(crate) refused_bytes: u64,
     /// The name of the receipt, in hexadecimal.
     pub(crate) receipt_target: String,
-    /// Which file it is, so that another of the same name is not taken for it.
-    pub(crate) device: u64,
-    pub(crate) inode: u64,
+    /// Which file it is and the state in which it was read, so that neither another of the same name
+    /// nor one that was changed since is taken for it.
+    pub(crate) state: FileState,
+}
+
+/// What is in `progress/KEY.json`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// It is being read.
+    Reading(Progress),
+    /// It is being ended.
+    Finished(Box<Finished>),
+}
+
+impl Stored {
+    /// Reads a record; one that is missing, of another version or damaged (by a power failure) counts
+    /// as none.
+    pub(crate) fn read(path: &Path) -> Option<Stored> {
+        let bytes = std::fs::read(path).ok()?;
+        let stored = match serde_json::from_slice(&bytes) {
+            Ok(finished) => Stored::Finished(Box::new(finished)),
+            Err(_) => Stored::Reading(serde_json::from_slice(&bytes).ok()?),
+        };
+        (stored.progress().version == VERSION).then_some(stored)
+    }
+
+    /// Where to go on.
+    pub(crate) fn progress(&self) -> &Progress {
+        match self {
+            Stored::Reading(progress) => progress,
+            Stored::Finished(finished) => &finished.resume.progress,
+        }
+    }
+}
+
+impl Finished {
+    /// As it is written: JSON for people, a text file.
+    pub(crate) fn text(&self) -> serde_json::Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        Ok(text)
+    }
 }
 
 impl Progress {
-    /// Reads a record; one that is missing or spoilt (by a power failure) counts as none.
-    pub(crate) fn read(path: &Path) -> Option<Progress> {
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    /// How far a file is that is read up to `mark`.
+    pub(crate) fn new(file: String, name: String, mark: &Mark, started_at: String) -> Progress {
+        Progress {
+            version: VERSION,
+            file,
+            name,
+            byte: mark.byte,
+            line: mark.line,
+            inside_long_line: mark.inside_long_line,
+            accepted: mark.accepted,
+            refused: mark.refused,
+            refused_bytes: mark.refused_bytes,
+            sha256: digest(&mark.hash),
+            started_at,
+        }
     }
 
     pub(crate) fn name(&self) -> Option<OsString> {

@@ -75,7 +75,7 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
             if let Some(chunk) = recovery.oversized {
                 reading.is_oversized(chunk.last_line);
             }
-            reading.rewind();
+            reading.rewind(false);
             reading.open(open(path).with_context(|| path.display().to_string())?);
             (ended, error) = (false, None);
         }

@@ -8,12 +8,13 @@ use std::{
 };
 
 use flate2::bufread::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::receipt::digest;
 
 /// Which file it is, whatever its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) device: u64,
     pub(crate) inode: u64,
@@ -22,6 +23,24 @@ pub(crate) struct Identity {
 impl From<&Metadata> for Identity {
     fn from(metadata: &Metadata) -> Identity {
         Identity { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// A file, and when it was last written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileState {
+    #[serde(flatten)]
+    pub(crate) identity: Identity,
+    /// In bytes.
+    pub(crate) size: u64,
+    /// Its modification time, in nanoseconds since 1970.
+    pub(crate) modified_ns: i64,
+}
+
+impl From<&Metadata> for FileState {
+    fn from(metadata: &Metadata) -> FileState {
+        let modified_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        FileState { identity: metadata.into(), size: metadata.len(), modified_ns }
     }
 }
 

@@ -1,25 +1,47 @@
-//! The engine's part that takes acknowledgements and ends files whose rows are all acknowledged.
+//! The engine's part that takes acknowledgements and ends files whose rows are all acknowledged. An
+//! end that cannot be carried out (`done/` is not writable) is written down, and its file is no longer
+//! held in memory: its turn comes again after a pause.
 
 use std::{
-    ffi::OsStr,
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
     io,
     time::{Duration, Instant},
 };
 
 use super::Engine;
 use crate::{
+    backoff::Backoff,
     desk::Chunk,
     directory::write_atomically,
     figures,
-    finish::{complete, complete_left, decide, decide_again, place},
-    import::{Import, Stage},
-    receipt::{name_to_hex, now},
+    finish::{self, End, complete, complete_again, decide},
+    import::Stage,
+    receipt::{Finished, Progress, Stored, name_to_hex, now},
+    source::FileState,
 };
 
 /// How often a file's progress is written.
 const WRITE_EVERY: Duration = Duration::from_millis(50);
-/// When moving a file is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// How many ends are kept in mind that cannot be carried out; further ones are found by listing.
+const MOST: usize = 10_000;
+
+/// Ends that could not be carried out: names in `input/`, and why.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    waiting: BTreeMap<OsString, String>,
+    backoff: Backoff,
+}
+
+impl Ends {
+    pub(super) fn is_waiting(&self, name: &OsStr) -> bool {
+        self.waiting.contains_key(name)
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.backoff.due().filter(|_| !self.waiting.is_empty())
+    }
+}
 
 impl Engine {
     /// Takes what Kafka has acknowledged.
@@ -36,7 +58,7 @@ impl Engine {
                 let progress = import.reading.progress(&name_to_hex(&import.name), import.started_at.clone());
                 let path = self.directory.progress_of(&import.name);
                 let written = serde_json::to_vec(&progress).map_err(io::Error::from);
-                self.well(written.and_then(|json| write_atomically(&path, &json)));
+                self.note("progress", written.and_then(|json| write_atomically(&path, &json)));
             }
         }
     }
@@ -44,97 +66,195 @@ impl Engine {
     /// Ends a file, all of whose rows are acknowledged.
     pub(super) fn finish(&mut self, number: u64) {
         let Some(import) = self.imports.get_mut(&number) else { return };
-        if let Some(decided) = &mut import.decided {
-            decide_again(&self.directory, decided);
-        } else {
-            let Some(mut ending) = import.ending.clone() else { return };
-            if !ending.gone {
-                match import.is_unchanged() {
-                    Ok(Some(true)) => {}
-                    Ok(Some(false)) => {
-                        // a packed file can't be gone on with at a byte: it is compared up to there
-                        import.rewind();
-                        self.queue.push_back(number);
-                        return;
-                    }
-                    // it was complete, and all of it was read
-                    Ok(None) => ending.gone = true,
-                    Err(error) => return self.finish_later(number, Err(error)),
+        let Some(mut ending) = import.ending.clone() else { return };
+        if !ending.gone {
+            match import.is_unchanged() {
+                Ok(Some(true)) => {}
+                Ok(Some(false)) => {
+                    import.rewind();
+                    self.queue.push_back(number);
+                    return;
                 }
-            }
-            let progress = import.reading.progress(&name_to_hex(&import.name), import.started_at.clone());
-            let event_type = import.reading.event_type();
-            // its receipt would be in the way
-            self.troubles.over(&self.directory, &import.name);
-            import.decided = decide(&self.directory, progress, event_type, import.identity, &ending, now());
-        }
-        let Some(decided) = &import.decided else { return };
-        let done = self.slot.end(&self.directory, decided);
-        if done.is_err() {
-            // the slot is another file's next
-            let path = self.directory.progress_of(&import.name);
-            let kept = serde_json::to_vec(decided).map_err(io::Error::from);
-            let kept = kept.and_then(|json| write_atomically(&path, &json));
-            return self.finish_later(number, done.or(kept));
-        }
-        self.well(Ok(()));
-        if let Some(import) = self.imports.get(&number) {
-            tell(import);
-            if let Some(finished) = import.decided.as_ref().and_then(|decided| decided.finished.as_ref())
-                && let Some(place) = place(&self.directory, finished)
-            {
-                self.grown.note(place);
+                // it was complete, and all of it was read
+                Ok(None) => ending.gone = true,
+                Err(error) => return self.finish_later(number, "input", error),
             }
         }
+        let durable = &import.reading.durable;
+        ending.accepted = durable.accepted;
+        ending.refused = durable.refused;
+        ending.refused_bytes = durable.refused_bytes;
+        let progress = import.reading.progress(&name_to_hex(&import.name), import.started_at.clone());
+        let event_type = import.reading.event_type();
+        // its receipt would be in the way
+        self.troubles.over(&self.directory, &import.name);
+        let Some(finished) = decide(&self.directory, progress, event_type, import.quiet.state, &ending, now()) else {
+            return;
+        };
+        if let Err(error) = finish::begin(&self.directory, &finished) {
+            return self.finish_later(number, "progress", error);
+        }
+        let (name, elapsed) = (import.name.clone(), import.started.elapsed());
+        self.note("progress", Ok(()));
         self.forget(number);
+        tell(&finished, elapsed);
+        self.end(name, finished, complete);
         self.scan.hint(self.waiting.is_empty());
     }
 
-    pub(super) fn finish_later(&mut self, number: u64, done: io::Result<()>) {
-        self.well(done);
+    fn finish_later(&mut self, number: u64, part: &'static str, error: io::Error) {
+        self.note(part, Err(error));
         if let Some(import) = self.imports.get_mut(&number) {
             import.stage = Stage::Finishing;
-            self.timers.insert((Instant::now() + RETRY, number));
+            let due = import.ending_again.failed(Instant::now());
+            self.timers.insert((due, number));
         }
+    }
+
+    /// Carries out an end that is written down; whether it is no longer in the way.
+    fn end(
+        &mut self,
+        name: OsString,
+        mut finished: Finished,
+        complete: impl Fn(&crate::directory::Directory, &mut Finished) -> io::Result<End>,
+    ) -> bool {
+        match complete(&self.directory, &mut finished) {
+            Ok(End::Complete) => {
+                self.ends.waiting.remove(&name);
+                true
+            }
+            Ok(End::Changed) => {
+                self.ends.waiting.remove(&name);
+                self.waiting.push_front(name);
+                true
+            }
+            Err(error) => {
+                if self.ends.waiting.len() < MOST {
+                    if self.ends.waiting.is_empty() {
+                        self.ends.backoff.failed(Instant::now());
+                    }
+                    if self.ends.waiting.insert(name.clone(), error.to_string()).is_none() {
+                        tracing::error!("{name:?} is imported, but cannot be moved now: {error}");
+                    }
+                }
+                self.report_ends();
+                false
+            }
+        }
+    }
+
+    /// Says what waits for `done/` or `rejected/`, until nothing does.
+    fn report_ends(&self) {
+        match self.ends.waiting.first_key_value() {
+            None => self.health.well("done"),
+            Some((name, why)) => {
+                let files = self.ends.waiting.len();
+                self.health.ill("done", format!("{files} imported files cannot be moved: {name:?}: {why}"));
+            }
+        }
+    }
+
+    /// Tries again to carry out ends, when their time has come.
+    pub(super) fn try_ends_again(&mut self, now: Instant) {
+        if self.ends.due().is_none_or(|due| now < due) {
+            return;
+        }
+        let names: Vec<_> = self.ends.waiting.keys().cloned().collect();
+        let mut failed = false;
+        for name in names {
+            match Stored::read(&self.directory.progress_of(&name)) {
+                Some(Stored::Finished(finished)) => failed |= !self.end(name, *finished, complete_again),
+                // somebody has taken its record away: it is imported again if it is there
+                _ => {
+                    self.ends.waiting.remove(&name);
+                }
+            }
+        }
+        if failed {
+            self.ends.backoff.failed(now);
+        } else {
+            self.ends.backoff = Backoff::default();
+        }
+        self.report_ends();
+    }
+
+    /// A file of `input/` whose end was begun before: what was read of it, if it was changed since.
+    /// If not, its end is carried out.
+    pub(super) fn changed_since(&mut self, name: &OsStr, finished: Finished, state: FileState) -> Option<Progress> {
+        let read = finished.resume.state;
+        if state.identity != read.identity || state == read {
+            // or it is another file, which must wait for the end of the one that had its name
+            let ended = self.end(name.to_owned(), finished, complete_again);
+            if ended {
+                self.report_ends();
+            }
+            return None;
+        }
+        let mut progress = finished.resume.progress;
+        if !self.directory.refused_of(name).exists() {
+            // they have got their name: further ones go to another file
+            progress.refused_bytes = 0;
+        }
+        Some(progress)
     }
 
     /// Ends files that were acknowledged whole when the last process was killed, and those that
     /// have gone since.
     pub(super) fn complete_what_a_crash_left(&mut self) {
-        if let Some(decided) = self.slot.left() {
-            let left = complete(&self.directory, &decided).and_then(|()| self.slot.clear());
-            match left {
-                Ok(()) => tracing::info!("{:?} was imported before the restart", decided.file),
-                Err(error) => tracing::error!("completing {:?}: {error}", decided.file),
-            }
-        }
         for entry in std::fs::read_dir(&self.directory.progress).into_iter().flatten().flatten() {
             let path = entry.path();
-            if path.extension() == Some(OsStr::new("json"))
-                && let Err(error) = complete_left(&self.directory, &path)
-            {
-                tracing::error!("completing {}: {error}", path.display());
+            if path.extension() != Some(OsStr::new("json")) {
+                continue;
+            }
+            let stored = Stored::read(&path);
+            let Some((name, stored)) = stored.and_then(|stored| Some((stored.progress().name()?, stored))) else {
+                // half a record of a power failure, or one of another version
+                self.note("progress", crate::directory::remove(&path));
+                continue;
+            };
+            match stored {
+                Stored::Finished(finished) => {
+                    let state = self.directory.input.join(&name).metadata().ok().map(|found| FileState::from(&found));
+                    let is_changed = |state: FileState| {
+                        state.identity == finished.resume.state.identity && state != finished.resume.state
+                    };
+                    if !state.is_some_and(is_changed) && self.end(name.clone(), *finished, complete_again) {
+                        tracing::info!("{name:?} was imported before the restart");
+                    }
+                }
+                Stored::Reading(progress) => {
+                    if self.directory.input.join(&name).symlink_metadata().is_err()
+                        && let Some(finished) = finish::gone(&self.directory, progress)
+                    {
+                        let begun = finish::begin(&self.directory, &finished);
+                        if begun.is_ok() {
+                            tell(&finished, Duration::ZERO);
+                            self.end(name, finished, complete);
+                        }
+                        self.note("progress", begun);
+                    }
+                }
             }
         }
+        self.report_ends();
     }
 }
 
 /// Says how a file ended.
-fn tell(import: &Import) {
-    let Some(finished) = import.decided.as_ref().and_then(|decided| decided.finished.as_ref()) else { return };
+fn tell(finished: &Finished, elapsed: Duration) {
     let receipt = &finished.receipt;
     let see = receipt.rejected.as_ref().map_or(String::new(), |name| format!(" (see rejected/{name})"));
+    let last = if receipt.unterminated_last_line { "; its last line has no line break" } else { "" };
     let rows = format!(
-        "{} rows, {} accepted, {} refused{see} in {} ms",
+        "{} rows, {} accepted, {} refused{see} in {} ms{last}",
         receipt.rows,
         receipt.accepted,
         receipt.refused,
-        import.started.elapsed().as_millis()
+        elapsed.as_millis()
     );
-    let last = if receipt.unterminated_last_line { "; its last line has no line break" } else { "" };
     match &receipt.error {
-        None => tracing::info!("finished {:?} ({}): {rows}{last}", import.name, figures::size(receipt.bytes)),
-        Some(error) => tracing::error!("{:?}: {error}; {rows}", import.name),
+        None => tracing::info!("finished {:?} ({}): {rows}", receipt.file, figures::size(receipt.bytes)),
+        Some(error) => tracing::error!("{:?}: {error}; {rows}", receipt.file),
     }
-    figures::finished(if finished.to_rejected { "rejected" } else { "done" });
+    figures::finished(if finished.resume.to_rejected { "rejected" } else { "done" });
 }

@@ -13,11 +13,14 @@ impl Reading {
         self.replay = (progress.accepted + progress.refused > 0).then_some(progress);
     }
 
-    /// Goes back to what is acknowledged. The file must be opened again.
-    pub(crate) fn rewind(&mut self) {
+    /// Goes back to what is acknowledged. The file must be opened again. `compare`: what was read
+    /// may have been changed, and is compared first.
+    pub(crate) fn rewind(&mut self, compare: bool) {
         self.source = None;
         self.in_flight = 0;
-        if self.replay.is_none() && self.gzip {
+        self.durable = self.resume_at().clone();
+        self.before_last_line = None;
+        if self.replay.is_none() && (self.gzip || compare) {
             self.go_on_from(self.progress("", String::new()));
             if self.replay.is_none() {
                 self.durable = Mark::default();

@@ -46,7 +46,7 @@ fn a_header_behind_many_blank_lines_is_no_row_when_its_rows_are_sent_again() {
         assert_eq!(reading.event_type(), Some("stock"));
         let progress = reading.progress("", String::new());
 
-        reading.rewind();
+        reading.rewind(false);
         reading.open(file());
         read_to_its_end(&mut reading, &mut desk);
         assert_eq!((reading.here.accepted, reading.here.refused), (1, 0), "sent again, gzip: {gzip}");

@@ -5,6 +5,7 @@ mod broken;
 mod broker;
 mod crash;
 mod house;
+mod late;
 mod many;
 mod single;
 mod writers;

@@ -117,27 +117,3 @@ fn a_file_that_ends_in_a_line_break_and_that_nobody_writes_is_not_held_up() {
         house.receipt("done", &format!("{number}.csv"));
     }
 }
-
-#[test]
-fn a_file_that_grows_after_it_was_finished_is_told_of() {
-    let house = House::started();
-    for name in ["quiet.csv", "grows.csv"] {
-        house.drop_in(name, csv([0]));
-        house.receipt("done", name);
-    }
-    let length = csv([0]).len();
-    let mut file = File::options().append(true).open(house.path("done/grows.csv")).expect("the file");
-    writeln!(file, "{}", row(1)).expect("written");
-    house.wait_for_log(&format!(
-        "done/grows.csv was written to after it was finished: what stands from byte {length} on was not imported"
-    ));
-    // said once, however often it grows
-    writeln!(file, "{}", row(2)).expect("written");
-    for name in ["a.csv", "b.csv"] {
-        house.drop_in(name, csv([5]));
-        house.receipt("done", name);
-    }
-    pause(&house, 700);
-    assert_eq!(house.log().matches("was written to after it was finished").count(), 1);
-    assert!(!house.log().contains("quiet.csv was written to"));
-}

@@ -1,0 +1,54 @@
+//! Pauses between attempts at something that fails, each twice as long as the one before.
+
+use std::time::{Duration, Instant};
+
+const SHORTEST: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// When to try again.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+    due: Option<Instant>,
+}
+
+impl Backoff {
+    /// It failed (once more): when to try again.
+    pub(crate) fn failed(&mut self, now: Instant) -> Instant {
+        let pause = SHORTEST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        self.failures += 1;
+        *self.due.insert(now + pause)
+    }
+
+    /// Whether it may be tried at this time.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| due <= now)
+    }
+
+    /// When it may be tried again; None when nothing failed.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Something has changed: it may be worth a try soon.
+    pub(crate) fn hurry(&mut self, soon: Instant) {
+        self.due = self.due.map(|due| due.min(soon));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_minute() {
+        let now = Instant::now();
+        let mut backoff = Backoff::default();
+        assert!(backoff.is_due(now));
+        let pauses: Vec<_> = (0..9).map(|_| (backoff.failed(now) - now).as_millis()).collect();
+        assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
+        assert!(!backoff.is_due(now) && backoff.is_due(now + LONGEST));
+        backoff.hurry(now + SHORTEST);
+        assert_eq!(backoff.due(), Some(now + SHORTEST));
+    }
+}

@@ -1,0 +1,25 @@
+//! Keeps a second importer out of the directory: two would send every row twice.
+
+use std::{
+    fs::{File, TryLockError},
+    io,
+};
+
+use crate::directory::Directory;
+
+/// The lock on `progress/lock`, held as long as the process lives.
+pub(super) struct Lock {
+    file: File,
+}
+
+impl Lock {
+    pub(super) fn open(directory: &Directory) -> io::Result<Lock> {
+        let path = directory.progress.join("lock");
+        Ok(Lock { file: File::options().create(true).write(true).truncate(false).open(path)? })
+    }
+
+    /// Whether the directory is ours. Where files can't be locked, it is taken to be.
+    pub(super) fn is_ours(&self) -> bool {
+        !matches!(self.file.try_lock(), Err(TryLockError::WouldBlock))
+    }
+}

@@ -1,0 +1,177 @@
+//! Finished files that are written to afterwards. A writer may pause for longer than anybody waits,
+//! and then write on in `done/`: what it writes there must be imported as well. A thread of its own
+//! looks for such files, since `done/` may hold very many, and since being sure takes reading: what
+//! was imported must still be there unchanged, before what was appended.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fs::{self, File, Metadata},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    directory::Directory,
+    names::{Named, hex, named, receipt_name},
+    receipt::{Finished, Stored},
+    source::FileState,
+};
+
+/// The least time between two looks at everything.
+const EVERY: Duration = Duration::from_secs(2);
+/// A look may take this share of the time.
+const SHARE: u32 = 20;
+/// How many files are remembered that were written to without having grown.
+const MOST: usize = 10_000;
+
+/// A finished file that is longer than its receipt says.
+#[derive(Debug)]
+pub(crate) struct GrownFile {
+    /// `done/` or `rejected/`.
+    pub(crate) folder: PathBuf,
+    pub(crate) name: OsString,
+}
+
+/// Where grown files are reported, as long as it lives.
+pub(crate) struct LateGrowth {
+    pub(crate) found: Receiver<GrownFile>,
+    _stop: SyncSender<()>,
+}
+
+impl LateGrowth {
+    /// Starts the thread. `bell` is rung for every file that is reported.
+    pub(crate) fn start(directory: &Directory, bell: SyncSender<OsString>) -> io::Result<LateGrowth> {
+        let (sender, found) = sync_channel(100);
+        let (stop, stopped) = sync_channel(0);
+        let folders = [directory.done.clone(), directory.rejected.clone()];
+        let work = move || {
+            let mut looker = Looker::default();
+            loop {
+                let begun = Instant::now();
+                for folder in &folders {
+                    let report = |grown| {
+                        let _ = bell.try_send(OsString::new());
+                        sender.send(grown).is_ok()
+                    };
+                    if !looker.look(folder, *folder == folders[1], report) {
+                        return;
+                    }
+                }
+                if stopped.recv_timeout(EVERY.max(begun.elapsed() * SHARE)) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("late-growth".into()).spawn(work)?;
+        Ok(LateGrowth { found, _stop: stop })
+    }
+}
+
+/// What was found out about files that were written to.
+#[derive(Debug, Default)]
+struct Looker {
+    known: HashMap<PathBuf, FileState>,
+}
+
+impl Looker {
+    /// Looks at all files of a folder; false when nobody wants to know any more.
+    fn look(&mut self, folder: &Path, rejected: bool, report: impl Fn(GrownFile) -> bool) -> bool {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if !matches!(named(&name), Named::Csv | Named::Gzip) {
+                continue;
+            }
+            let path = entry.path();
+            let receipt = folder.join(receipt_name(&name));
+            let (Ok(file), Ok(written)) = (path.symlink_metadata(), receipt.symlink_metadata()) else { continue };
+            if !file.is_file() || !may_be_newer(&file, &written) {
+                continue;
+            }
+            let state = FileState::from(&file);
+            if self.known.get(&path) == Some(&state) {
+                continue;
+            }
+            match Stored::read(&receipt) {
+                Some(Stored::Finished(finished)) => match compare(&path, &finished, state) {
+                    Ok(Found::Grown) => {
+                        if !report(GrownFile { folder: folder.to_owned(), name }) {
+                            return false;
+                        }
+                        continue;
+                    }
+                    Ok(Found::Same) => {}
+                    // correcting a rejected file in place is what it is there for
+                    Ok(Found::Other) if rejected => {}
+                    Ok(Found::Other) => tracing::warn!(
+                        "{} was changed after it was finished, and is not what was imported; to import it as it is \
+                         now, move it to input/",
+                        path.display()
+                    ),
+                    Err(error) => {
+                        tracing::warn!(
+                            "{} was written to after it was finished, and cannot be read: {error}",
+                            path.display()
+                        );
+                    }
+                },
+                _ => continue,
+            }
+            if self.known.len() >= MOST {
+                self.known.clear();
+            }
+            self.known.insert(path, state);
+        }
+        true
+    }
+}
+
+/// Whether a file may have been written to after its receipt: a cheap look, which a file whose
+/// modification time was set back does not pass unnoticed.
+fn may_be_newer(file: &Metadata, receipt: &Metadata) -> bool {
+    let modified = |of: &Metadata| (of.mtime(), of.mtime_nsec());
+    let changed = |of: &Metadata| (of.ctime(), of.ctime_nsec());
+    modified(file) >= modified(receipt) || changed(file) > changed(receipt)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// What was imported, and more after it.
+    Grown,
+    /// What was imported.
+    Same,
+    /// Something else.
+    Other,
+}
+
+fn compare(path: &Path, finished: &Finished, state: FileState) -> io::Result<Found> {
+    let bytes = finished.receipt.bytes;
+    let read = finished.resume.state;
+    if state.size == bytes && state.modified_ns == read.modified_ns && state.identity == read.identity {
+        return Ok(Found::Same);
+    }
+    if state.size < bytes {
+        return Ok(Found::Other);
+    }
+    let mut hash = Sha256::new();
+    let mut file = File::open(path)?.take(bytes);
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => hash.update(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(match hex(&hash.finalize()) == finished.receipt.sha256 {
+        false => Found::Other,
+        true if state.size > bytes => Found::Grown,
+        true => Found::Same,
+    })
+}

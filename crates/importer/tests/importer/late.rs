@@ -1,0 +1,139 @@
+//! Files that are written to after they were finished, or between the decision and the move.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::FileExt,
+};
+
+use crate::house::{HEADER, House, csv, gzip, row};
+
+fn append(house: &House, name: &str, text: impl AsRef<[u8]>) {
+    let mut file = File::options().append(true).open(house.path(name)).expect("the file");
+    file.write_all(text.as_ref()).expect("written");
+}
+
+/// Waits until the receipt says so many rows, accepted, refused.
+fn wait_for_counts(house: &House, name: &str, counts: (u64, u64, u64)) {
+    house.wait(&format!("{counts:?} in the receipt of {name}"), || {
+        let receipt =
+            serde_json::from_str::<importer::Receipt>(&house.read(&format!("done/{name}.receipt.json"))).ok()?;
+        ((receipt.rows, receipt.accepted, receipt.refused) == counts && house.path("done").join(name).exists())
+            .then_some(())
+    });
+}
+
+#[test]
+fn what_is_appended_to_a_finished_file_is_imported_from_its_receipts_byte() {
+    let mut house = House::started();
+    let length = csv(0..10).len();
+    house.drop_in("quiet.csv", csv([50]));
+    house.drop_in("grows.csv", csv(0..10) + "bad\n");
+    assert_eq!(house.counts("done", "grows.csv"), (11, 10, 1, None));
+    assert_eq!(house.counts("done", "quiet.csv"), (1, 1, 0, None));
+    append(&house, "done/grows.csv", format!("{}\nworse\n", row(10)));
+    wait_for_counts(&house, "grows.csv", (13, 11, 2));
+    house.wait_for_log(&format!("done/grows.csv has grown since it was finished: reading on at byte {}", length + 4));
+    let mut expected: Vec<_> = (0..11).collect();
+    expected.push(50);
+    assert_eq!(house.numbers(), expected, "no row twice");
+    assert_eq!(house.errors().len(), 2);
+    assert_eq!(house.names("rejected"), ["grows-2.csv", "grows.csv"]);
+    assert_eq!(
+        house.text("rejected/grows-2.csv"),
+        format!("{HEADER},error\nworse,\"the line has 1 fields, the header has 6\"\n")
+    );
+
+    // and when it grows while no importer runs
+    house.kill();
+    append(&house, "done/grows.csv", row(11) + "\n");
+    house.start();
+    wait_for_counts(&house, "grows.csv", (14, 12, 2));
+    let receipt = house.receipt("done", "grows.csv");
+    assert_eq!(receipt.bytes, house.text("done/grows.csv").len() as u64);
+    expected.insert(11, 11);
+    assert_eq!(house.numbers(), expected, "no row twice");
+    assert_eq!((house.names("input"), house.in_progress()), (vec![], vec![]));
+    assert!(!house.log().contains("quiet.csv has grown"));
+}
+
+#[test]
+fn a_packed_file_that_was_rejected_as_truncated_is_imported_when_the_rest_comes() {
+    let house = House::started();
+    let whole = gzip(csv(0..20_000));
+    let (first, rest) = whole.split_at(whole.len() / 2);
+    house.drop_in("a.csv.gz", first);
+    let receipt = house.receipt("rejected", "a.csv.gz");
+    assert!(receipt.error.is_some_and(|error| error.contains("truncated")) && receipt.accepted > 0);
+    append(&house, "rejected/a.csv.gz", rest);
+    wait_for_counts(&house, "a.csv.gz", (20_000, 20_000, 0));
+    assert_eq!(house.numbers(), (0..20_000).collect::<Vec<_>>(), "no row twice");
+    assert_eq!(house.names("rejected"), [""; 0]);
+}
+
+#[test]
+fn a_last_line_that_was_read_without_its_end_is_read_again_as_a_whole() {
+    let house = House::started();
+    let content = csv([0, 399]);
+    let content = content.trim_end();
+    let cut = content.len() - 2;
+    // "...,400" was written as "...,4"
+    house.drop_in("a.csv", &content[..cut]);
+    assert_eq!(house.counts("done", "a.csv"), (2, 2, 0, None));
+    append(&house, "done/a.csv", format!("{}\n", &content[cut..]));
+    house.wait("the whole line", || {
+        let receipt = house.receipt("done", "a.csv");
+        (receipt.bytes == content.len() as u64 + 1 && receipt.rows == 2).then_some(())
+    });
+    assert_eq!(house.numbers(), [0, 3, 399]);
+    assert_eq!(house.errors(), []);
+}
+
+#[test]
+fn a_finished_file_that_was_overwritten_is_reported_and_not_imported() {
+    let house = House::started();
+    house.drop_in("a.csv", csv([0]));
+    house.receipt("done", "a.csv");
+    fs::write(house.path("done/a.csv"), csv([1, 2])).expect("written");
+    house.wait_for_log("done/a.csv was changed after it was finished, and is not what was imported");
+    house.drop_in("b.csv", csv([5]));
+    house.receipt("done", "b.csv");
+    assert_eq!(house.numbers(), [0, 5]);
+}
+
+#[test]
+fn a_file_that_is_overwritten_before_it_could_be_moved_is_read_again() {
+    let mut house = House::started();
+    house.wait_for_log("are imported");
+    for restart in [false, true] {
+        let (name, first) = if restart { ("b.csv", 300) } else { ("a.csv", 100) };
+        fs::rename(house.path("done"), house.path("kept")).expect("renamed");
+        fs::write(house.path("done"), "in the way").expect("a file");
+        let mut content = csv(first..first + 100).into_bytes();
+        house.drop_in(name, &content);
+        house.wait_for_log(&format!("{name:?} is imported, but cannot be moved now"));
+        // of the same length, and with the same end: only the first row is another one
+        let other = csv([first + 100]);
+        content[..other.len()].copy_from_slice(other.as_bytes());
+        let file = File::options().write(true).open(house.input(name)).expect("the file");
+        file.write_all_at(other.as_bytes(), 0).expect("written");
+        drop(file);
+        if restart {
+            house.kill();
+        }
+        fs::remove_file(house.path("done")).expect("removed");
+        fs::rename(house.path("kept"), house.path("done")).expect("renamed");
+        if restart {
+            house.start();
+        }
+        let receipt = house.receipt("done", name);
+        assert_eq!((receipt.rows, receipt.accepted, receipt.refused), (100, 100, 0));
+        assert_eq!(fs::read(house.path(format!("done/{name}"))).expect("the file"), content);
+        let mut numbers = house.numbers();
+        numbers.dedup();
+        assert!(numbers.contains(&(first + 100)), "the new row of {name} is missing");
+        house.wait_for_log(&format!("{name:?} is imported anew: its first "));
+    }
+    house.drop_in("other.csv", csv([900]));
+    house.receipt("done", "other.csv");
+}

@@ -9,7 +9,7 @@ mod read_on;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
     path::PathBuf,
     sync::mpsc::SyncSender,
@@ -36,7 +36,7 @@ use crate::{
     scan::Scan,
     sender::Sender,
     source::open,
-    trouble::Troubles,
+    trouble::{Kind, Troubles},
     wake::Alarm,
 };
 
@@ -209,11 +209,10 @@ impl Engine {
         let slice = match import.slice(&mut self.desk, self.settings.quiet_times()) {
             Ok(slice) => slice,
             Err(error) => {
-                // what was sent and not acknowledged is sent again when it can be read again
-                import.rewind();
-                let name = import.name.clone();
-                self.troubles.tell(&self.directory, &name, &error.to_string());
-                self.forget(number);
+                import.failed(error.to_string());
+                if import.reading.in_flight == 0 {
+                    self.give_up(number);
+                }
                 return true;
             }
         };
@@ -240,7 +239,8 @@ impl Engine {
 
     /// Takes up a file of `input/`.
     fn begin(&mut self, name: OsString) {
-        if self.numbers.contains_key(&name) || self.ends.is_waiting(&name) {
+        let is_known = self.numbers.contains_key(&name) || self.ends.is_waiting(&name);
+        if is_known || !self.troubles.is_due(&name, Instant::now()) {
             return;
         }
         let path = self.directory.input.join(&name);
@@ -251,7 +251,7 @@ impl Engine {
                 if path.symlink_metadata().is_ok() {
                     let dangling = error.kind() == io::ErrorKind::NotFound;
                     let reason = if dangling { "is a link to nowhere".into() } else { error.to_string() };
-                    self.troubles.tell(&self.directory, &name, &reason);
+                    self.troubles.tell(&self.directory, &name, Kind::Unreadable, &reason);
                 }
                 return;
             }
@@ -262,8 +262,9 @@ impl Engine {
         self.next_number += 1;
         let number = self.next_number;
         let mut reading = Reading::new(number, shown, gzip, Some(refused_file.clone()));
+        reading.is_careful = self.troubles.is_failing(&name);
         let mut started_at = now();
-        // a file in trouble is begun at every listing
+        // a file in trouble is begun again and again
         let told = self.troubles.has(&name);
         let known = match Stored::read(&self.directory.progress_of(&name)) {
             Some(Stored::Finished(finished)) => {
@@ -299,7 +300,7 @@ impl Engine {
         tracing::warn!("{name:?} is imported anew: {why}");
         let removed = remove(&self.directory.progress_of(&name)).and(remove(&self.directory.refused_of(&name)));
         if let Err(error) = removed {
-            self.troubles.tell(&self.directory, &name, &error.to_string());
+            self.troubles.tell(&self.directory, &name, Kind::Failing, &error.to_string());
         }
         self.forget(number);
         self.waiting.push_front(name);
@@ -311,12 +312,35 @@ impl Engine {
         }
     }
 
+    /// Gives up on a file for now: what is acknowledged of it is kept, the rest is sent again when its
+    /// turn comes again.
+    fn give_up(&mut self, number: u64) {
+        let Some(import) = self.imports.get(&number) else { return };
+        let (name, reason) = (import.name.clone(), import.failure.clone().unwrap_or_default());
+        if import.reading.durable.byte > 0 {
+            self.write_progress(number);
+        }
+        self.troubles.tell(&self.directory, &name, Kind::Failing, &reason);
+        self.report_failing();
+        self.forget(number);
+    }
+
+    /// Says which files fail, until none does.
+    fn report_failing(&self) {
+        match self.troubles.failing() {
+            Some(why) => self.health.ill("files", why),
+            None => self.health.well("files"),
+        }
+    }
+
     fn look_for_files(&mut self) {
-        let (numbers, ends) = (&self.numbers, &self.ends);
-        match self.scan.list(&self.directory.input, |name| numbers.contains_key(name) || ends.is_waiting(name)) {
+        let (numbers, ends, troubles, now) = (&self.numbers, &self.ends, &self.troubles, Instant::now());
+        let known = |name: &OsStr| numbers.contains_key(name) || ends.is_waiting(name) || !troubles.is_due(name, now);
+        match self.scan.list(&self.directory.input, known) {
             Ok(names) => {
                 self.waiting = names.into();
                 self.troubles.keep(&self.directory, |path| path.symlink_metadata().is_ok());
+                self.report_failing();
                 self.note("input", Ok(()));
             }
             Err(error) => {
@@ -338,7 +362,10 @@ impl Engine {
                     self.queue.push_back(*number);
                 }
             }
-            None if matches!(named(&name), Named::Csv | Named::Gzip) => self.scan.hint(true),
+            None if matches!(named(&name), Named::Csv | Named::Gzip) => {
+                self.troubles.changed(&name, Instant::now());
+                self.scan.hint(true);
+            }
             None => {}
         }
     }

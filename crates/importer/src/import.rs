@@ -33,6 +33,8 @@ pub(crate) enum Stage {
     Parked,
     /// Read to its end, waiting for acknowledgements.
     Draining,
+    /// It cannot be read further, waiting for acknowledgements of what was.
+    Failed,
     /// All is acknowledged; the record of its end could not be written yet.
     Finishing,
 }
@@ -68,6 +70,8 @@ pub(crate) struct Import {
     pub(crate) ending: Option<Ending>,
     /// What is behind the place where reading ended, for the file's SHA-256.
     beyond: Option<Mark>,
+    /// Why it cannot be read further now.
+    pub(crate) failure: Option<String>,
     /// When to write the record of its end again.
     pub(crate) ending_again: Backoff,
     pub(crate) started_at: String,
@@ -96,6 +100,7 @@ impl Import {
             broke_off: None,
             ending: None,
             beyond: None,
+            failure: None,
             ending_again: Backoff::default(),
             started_at,
             started: now,
@@ -289,6 +294,13 @@ impl Import {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// It cannot be read further, for a reason that may pass.
+    pub(crate) fn failed(&mut self, reason: String) {
+        self.failure = Some(reason);
+        self.reading.source = None;
+        self.stage = Stage::Failed;
     }
 
     /// Back to what is acknowledged, to send the rest again.

@@ -3,7 +3,13 @@
 
 mod again;
 
-use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use events::{DeadLetter, Header, Row, RowError, RowReader, dead_letter::RowPlace, row::is_blank};
 
@@ -48,6 +54,9 @@ pub(crate) struct Reading {
     header_line: Vec<u8>,
     topic: String,
     refused_file: Option<PathBuf>,
+    /// Whether a refused row is kept before its refusal is sent, because keeping one has failed:
+    /// otherwise it would be sent again at every try, and what stands around it.
+    pub(crate) is_careful: bool,
     /// How far it is read.
     pub(crate) here: Mark,
     /// How far it is acknowledged.
@@ -75,6 +84,7 @@ impl Reading {
             header_line: Vec::new(),
             topic: String::new(),
             refused_file,
+            is_careful: false,
             here: Mark::default(),
             durable: Mark::default(),
             before_last_line: None,
@@ -161,7 +171,8 @@ impl Reading {
         let mut step = Step::More;
         if self.rows.is_some() {
             desk.sender.stamp();
-            step = self.send_rows(&mut desk.sender, &mut desk.row, &mut desk.refused, &mut lines, &mut mark);
+            let sent = self.send_rows(&mut desk.sender, &mut desk.row, &mut desk.refused, &mut lines, &mut mark);
+            step = sent.inspect_err(|_| desk.refused.clear())?;
         } else if let Err(reason) = self.read_header(&desk.sender, &mut lines, &mut mark) {
             return Ok(Step::Spoilt(reason));
         } else if self.rows.is_none() && at_end && last {
@@ -175,11 +186,9 @@ impl Reading {
             return Ok(Step::Spoilt("the file has no header line".into()));
         }
         if !desk.refused.is_empty() {
-            let written = self.keep_refused(&mut desk.refused, &mut mark);
+            let kept = self.keep_refused(&mut desk.refused, &mut mark);
             desk.refused.clear();
-            written.map_err(|error| {
-                io::Error::new(error.kind(), format!("its refused rows can't be written to rejected/: {error}"))
-            })?;
+            kept?;
         }
         let consumed = lines.consumed();
         if let Some(source) = self.source.as_mut() {
@@ -219,10 +228,10 @@ impl Reading {
         refused: &mut Vec<u8>,
         lines: &mut Lines<'_>,
         mark: &mut Mark,
-    ) -> Step {
-        let Some(rows) = self.rows.as_mut() else { return Step::More };
+    ) -> io::Result<Step> {
         let single = sender.batches() == Batches::Single;
         while let Some(piece) = lines.next() {
+            let Some(rows) = self.rows.as_mut() else { break };
             let byte = self.here.byte + lines.start() as u64;
             let known = if self.oversized.is_empty() { None } else { self.oversized.get(&byte) };
             let (line, error) = match piece {
@@ -240,13 +249,13 @@ impl Reading {
                             mark.line += 1;
                             mark.accepted += 1;
                             if single {
-                                return Step::More;
+                                return Ok(Step::More);
                             }
                             continue;
                         }
                         Sent::Full | Sent::Failed => {
                             lines.take_back();
-                            return Step::Blocked;
+                            return Ok(Step::Blocked);
                         }
                     },
                     Err(error) => (line, error),
@@ -256,6 +265,19 @@ impl Reading {
                     (shown, RowError { error, column: None, columns: None })
                 }
             };
+            let (ends_in_error, width) = (rows.header().ends_in_error, rows.header().width);
+            if self.is_careful && mark.line > self.here.line {
+                // what is before it need not be sent again, whatever becomes of it
+                lines.take_back();
+                return Ok(Step::More);
+            }
+            let before = refused.len();
+            refused::row(refused, line, &error.error, ends_in_error, width);
+            let kept = mark.refused_bytes;
+            if self.is_careful {
+                self.keep_refused(refused, mark)?;
+                refused.clear();
+            }
             let place = RowPlace { file: &self.name, line: mark.line + 1, byte, column: error.column };
             let letter = DeadLetter::of_row(place, &self.topic, line, &error);
             let gone = known.is_some_and(|times| *times > 1);
@@ -268,17 +290,17 @@ impl Reading {
                 );
             } else if deliver(sender, |sender| sender.send_letter(&letter)) != Sent::Yes {
                 lines.take_back();
-                return Step::Blocked;
+                refused.truncate(before);
+                mark.refused_bytes = kept;
+                return Ok(Step::Blocked);
             }
-            let header = rows.header();
-            refused::row(refused, line, &error.error, header.ends_in_error, header.width);
             mark.line += 1;
             mark.refused += 1;
             if single || refused.len() > REFUSED {
-                return Step::More;
+                return Ok(Step::More);
             }
         }
-        Step::More
+        Ok(Step::More)
     }
 
     /// Finds the header line. An error says what is wrong with the file.
@@ -303,6 +325,12 @@ impl Reading {
     /// Writes refused rows to their file, behind those that are there.
     fn keep_refused(&self, rows: &mut Vec<u8>, mark: &mut Mark) -> io::Result<()> {
         let (Some(path), Some(reader)) = (&self.refused_file, &self.rows) else { return Ok(()) };
+        self.write_refused(path, reader, rows, mark).map_err(|error| {
+            io::Error::new(error.kind(), format!("its refused rows can't be written to rejected/: {error}"))
+        })
+    }
+
+    fn write_refused(&self, path: &Path, reader: &RowReader, rows: &mut Vec<u8>, mark: &mut Mark) -> io::Result<()> {
         if mark.refused_bytes == 0 {
             let mut header = Vec::new();
             refused::header(&mut header, &self.header_line, reader.header().ends_in_error);

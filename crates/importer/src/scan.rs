@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     ffi::{OsStr, OsString},
+    fs::ReadDir,
     io,
     path::Path,
     time::{Duration, Instant},
@@ -24,12 +25,15 @@ pub(crate) struct Scan {
     next: Instant,
     earliest: Instant,
     others: HashSet<OsString>,
+    /// Where the last listing stopped, when it had taken as many names as are taken at a time. The
+    /// next one goes on there: names that come up every time must not keep others from their turn.
+    rest: Option<ReadDir>,
 }
 
 impl Scan {
     pub(crate) fn new(every: Duration) -> Scan {
         let now = Instant::now();
-        Scan { every, next: now, earliest: now, others: HashSet::new() }
+        Scan { every, next: now, earliest: now, others: HashSet::new(), rest: None }
     }
 
     /// Something may be new: list soon.
@@ -52,7 +56,11 @@ impl Scan {
         let begun = Instant::now();
         self.next = begun + self.every;
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(input)? {
+        let mut entries = match self.rest.take() {
+            Some(rest) => rest,
+            None => std::fs::read_dir(input)?,
+        };
+        while let Some(entry) = entries.next() {
             let name = entry?.file_name();
             match named(&name) {
                 Named::Csv | Named::Gzip if !known(&name) => names.push(name),
@@ -65,6 +73,7 @@ impl Scan {
                 _ => {}
             }
             if names.len() >= MOST {
+                self.rest = Some(entries);
                 break;
             }
         }
@@ -72,7 +81,7 @@ impl Scan {
         // a directory of very many files must not keep us busy with listing alone
         let took = begun.elapsed();
         self.earliest = begun + SHORTEST.max(took * 10);
-        self.next = begun + self.every.max(took * 10);
+        self.next = if self.rest.is_some() { self.earliest } else { begun + self.every.max(took * 10) };
         Ok(names)
     }
 }

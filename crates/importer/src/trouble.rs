@@ -1,38 +1,92 @@
-//! Files that can't be imported now, and stay where they are: no permission, a directory, a
-//! dangling link, no room for their refused rows.
-//! Each is told of once in the log and with a receipt, and tried again at every scan.
+//! Files that can't be imported now, and stay where they are: no permission, a directory, a bad
+//! sector, no room for their refused rows. Each is reported once in the log and with a receipt, and
+//! tried again after pauses that double.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use crate::{
+    backoff::Backoff,
     directory::{Directory, remove, write_atomically},
     names::{free_name, receipt_name},
     receipt::{Receipt, now},
 };
 
-/// How many are kept in mind; more are passed over in silence.
+/// How many are kept in mind. Further ones are tried whenever a listing comes by them.
 const MOST: usize = 10_000;
+
+/// What kind of trouble it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It is nothing that can be read: a directory, a file without permission. Its owner's affair.
+    Unreadable,
+    /// Importing it has begun and fails: the disk, or Kafka.
+    Failing,
+}
 
 /// The files in trouble, and what was said about them.
 #[derive(Debug, Default)]
 pub(crate) struct Troubles {
-    /// The reason, and where its receipt is.
-    known: HashMap<OsString, (String, PathBuf)>,
+    known: HashMap<OsString, Trouble>,
+    /// Those of [`Kind::Failing`].
+    failing: BTreeSet<OsString>,
+    is_full: bool,
+}
+
+#[derive(Debug)]
+struct Trouble {
+    kind: Kind,
+    reason: String,
+    receipt: PathBuf,
+    backoff: Backoff,
 }
 
 impl Troubles {
-    /// Whether `name` is among them: it has been told of.
+    /// Whether `name` is among them: it has been reported.
     pub(crate) fn has(&self, name: &OsStr) -> bool {
         self.known.contains_key(name)
     }
 
+    /// Whether importing `name` has failed before.
+    pub(crate) fn is_failing(&self, name: &OsStr) -> bool {
+        self.failing.contains(name)
+    }
+
+    /// Whether `name` may be tried (again).
+    pub(crate) fn is_due(&self, name: &OsStr, now: Instant) -> bool {
+        self.known.get(name).is_none_or(|trouble| trouble.backoff.is_due(now))
+    }
+
+    /// `name` was changed: what made it unreadable may be over.
+    pub(crate) fn changed(&mut self, name: &OsStr, now: Instant) {
+        if let Some(trouble) = self.known.get_mut(name).filter(|trouble| trouble.kind == Kind::Unreadable) {
+            trouble.backoff.hurry(now);
+        }
+    }
+
+    /// How many fail, and one of them with its reason.
+    pub(crate) fn failing(&self) -> Option<String> {
+        let name = self.failing.first()?;
+        let reason = self.known.get(name).map_or("", |trouble| &trouble.reason);
+        Some(format!("{} files cannot be imported: {name:?}: {reason}", self.failing.len()))
+    }
+
     /// `name` can't be imported.
-    pub(crate) fn tell(&mut self, directory: &Directory, name: &OsStr, reason: &str) {
-        if self.known.get(name).is_some_and(|(known, _)| known == reason) || self.known.len() >= MOST {
+    pub(crate) fn tell(&mut self, directory: &Directory, name: &OsStr, kind: Kind, reason: &str) {
+        if let Some(trouble) = self.known.get_mut(name) {
+            trouble.backoff.failed(Instant::now());
+            if trouble.reason == reason && trouble.kind == kind {
+                return;
+            }
+        } else if self.known.len() >= MOST {
+            if !self.is_full {
+                tracing::error!("more than {MOST} files can't be imported: further ones are not reported one by one");
+                self.is_full = true;
+            }
             return;
         }
         tracing::error!("{name:?} in {} can't be imported now and stays there: {reason}", directory.input.display());
@@ -52,20 +106,32 @@ impl Troubles {
             unterminated_last_line: false,
             left_in_place: true,
         };
-        let known = self.known.remove(name).map(|(_, path)| path);
+        let known = self.known.remove(name);
+        let backoff = known.as_ref().map(|trouble| trouble.backoff).unwrap_or_else(|| {
+            let mut first = Backoff::default();
+            first.failed(Instant::now());
+            first
+        });
         let path = known
+            .map(|trouble| trouble.receipt)
             .or_else(|| left_in_place(directory, name))
             .unwrap_or_else(|| directory.rejected.join(receipt_name(&free_name(&directory.rejected, name))));
         let written = receipt.text().map_err(Into::into).and_then(|json| write_atomically(&path, &json));
         if let Err(error) = written {
             tracing::error!("{} can't be written: {error}", path.display());
         }
-        self.known.insert(name.to_owned(), (reason.to_owned(), path));
+        match kind {
+            Kind::Failing => self.failing.insert(name.to_owned()),
+            Kind::Unreadable => self.failing.remove(name),
+        };
+        self.known.insert(name.to_owned(), Trouble { kind, reason: reason.to_owned(), receipt: path, backoff });
     }
 
     /// `name` goes through now: what was said about it is taken back.
     pub(crate) fn over(&mut self, directory: &Directory, name: &OsStr) {
-        let known = self.known.remove(name).map(|(_, path)| path);
+        let known = self.known.remove(name).map(|trouble| trouble.receipt);
+        self.failing.remove(name);
+        self.is_full &= self.known.len() >= MOST;
         let path = known.or_else(|| left_in_place(directory, name));
         if let Some(Err(error)) = path.map(|path| remove(&path)) {
             tracing::warn!("the receipt of {name:?} can't be removed: {error}");

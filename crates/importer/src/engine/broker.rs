@@ -35,7 +35,13 @@ impl Engine {
         }
         self.pause = Instant::now() + recovery.pause;
         self.heard = (Instant::now(), 0);
+        let mut failed = Vec::new();
         for (number, import) in &mut self.imports {
+            if import.stage == Stage::Failed {
+                import.reading.rewind(false);
+                failed.push(*number);
+                continue;
+            }
             if import.reading.in_flight == 0 && import.reading.here.byte == import.reading.durable.byte {
                 continue;
             }
@@ -47,6 +53,7 @@ impl Engine {
             }
             import.rewind();
         }
+        failed.into_iter().for_each(|number| self.give_up(number));
         Ok(())
     }
 

@@ -51,16 +51,23 @@ impl Engine {
             figures::acknowledged(&import.reading.durable, &mark);
             import.reading.landed(mark);
             let drained = import.reading.in_flight == 0;
-            if drained && import.stage == Stage::Draining {
-                self.finish(number);
-            } else if drained || import.written.elapsed() > WRITE_EVERY {
-                import.written = Instant::now();
-                let progress = import.reading.progress(&name_to_hex(&import.name), import.started_at.clone());
-                let path = self.directory.progress_of(&import.name);
-                let written = serde_json::to_vec(&progress).map_err(io::Error::from);
-                self.note("progress", written.and_then(|json| write_atomically(&path, &json)));
+            match import.stage {
+                Stage::Draining if drained => self.finish(number),
+                Stage::Failed if drained => self.give_up(number),
+                _ if drained || import.written.elapsed() > WRITE_EVERY => self.write_progress(number),
+                _ => {}
             }
         }
+    }
+
+    /// Writes how far a file is.
+    pub(super) fn write_progress(&mut self, number: u64) {
+        let Some(import) = self.imports.get_mut(&number) else { return };
+        import.written = Instant::now();
+        let progress = import.reading.progress(&name_to_hex(&import.name), import.started_at.clone());
+        let path = self.directory.progress_of(&import.name);
+        let written = serde_json::to_vec(&progress).map_err(io::Error::from);
+        self.note("progress", written.and_then(|json| write_atomically(&path, &json)));
     }
 
     /// Ends a file, all of whose rows are acknowledged.
@@ -96,6 +103,7 @@ impl Engine {
         }
         let (name, elapsed) = (import.name.clone(), import.started.elapsed());
         self.note("progress", Ok(()));
+        self.report_failing();
         self.forget(number);
         tell(&finished, elapsed);
         self.end(name, finished, complete);

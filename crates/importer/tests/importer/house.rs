@@ -191,8 +191,17 @@ impl House {
     }
 
     /// Waits for `found` to find something.
-    pub(crate) fn wait<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-        let until = Instant::now() + Duration::from_secs(30);
+    pub(crate) fn wait<T>(&self, what: &str, found: impl FnMut() -> Option<T>) -> T {
+        self.wait_for(what, Duration::from_secs(30), found)
+    }
+
+    /// The same for what may take longer, like a pause that has doubled several times.
+    pub(crate) fn wait_long<T>(&self, what: &str, found: impl FnMut() -> Option<T>) -> T {
+        self.wait_for(what, Duration::from_secs(120), found)
+    }
+
+    fn wait_for<T>(&self, what: &str, time: Duration, mut found: impl FnMut() -> Option<T>) -> T {
+        let until = Instant::now() + time;
         loop {
             if let Some(found) = found() {
                 return found;

@@ -1,6 +1,7 @@
 //! The importer's binary over real files and a real Kafka: every case a directory of files may be.
 
 mod arrival;
+mod blocked;
 mod broken;
 mod broker;
 mod crash;

@@ -1,0 +1,132 @@
+//! What cannot go on is reported until it can, and holds up nothing else.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::house::{House, csv};
+
+/// A free port of this machine.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").to_string()
+}
+
+/// What `/health` answers.
+fn health(address: &str) -> String {
+    let mut answer = String::new();
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        let _ = write!(stream, "GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let _ = stream.read_to_string(&mut answer);
+    }
+    answer
+}
+
+/// Where the refused rows of a file are kept while it is read.
+fn part_of(house: &House, name: &str) -> std::path::PathBuf {
+    let key: String = Sha256::digest(name)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    house.path(format!("rejected/.{key}.part"))
+}
+
+#[test]
+fn while_done_cannot_be_written_it_says_so_and_new_files_are_imported_all_the_same() {
+    let address = free_address();
+    let house = House::new().set("METRICS_ADDRESS", &address).start_now();
+    house.wait_for_log("are imported");
+    fs::rename(house.path("done"), house.path("kept")).expect("renamed");
+    fs::write(house.path("done"), "in the way").expect("a file");
+    house.drop_in("first.csv", csv([0]));
+    house.wait_for_log("\"first.csv\" is imported, but cannot be moved now");
+    house.wait("health to say so", || {
+        health(&address).contains("done: 1 imported files cannot be moved: \"first.csv\": ").then_some(())
+    });
+    // more than are kept in memory at a time
+    let many = 10_500;
+    for number in 1..=many {
+        fs::write(house.input(format!(".{number}")), csv([number])).expect("a file");
+        fs::rename(house.input(format!(".{number}")), house.input(format!("{number}.csv"))).expect("renamed");
+    }
+    house.wait("rows of all files", || {
+        let mut numbers = house.numbers();
+        numbers.dedup();
+        (numbers.len() == many + 1).then_some(())
+    });
+    assert_eq!(house.numbers().len(), many + 1, "no row twice");
+    assert!(house.input("first.csv").exists());
+    // it has listed its input many times by now, without a fault
+    assert!(health(&address).contains("imported files cannot be moved"), "{}", health(&address));
+
+    fs::remove_file(house.path("done")).expect("removed");
+    fs::rename(house.path("kept"), house.path("done")).expect("renamed");
+    house.wait_long("all to be moved", || (house.names("done").len() == 2 * (many + 1)).then_some(()));
+    house.wait_for_log("done is back");
+    assert!(health(&address).contains("200 OK"), "{}", health(&address));
+    assert_eq!(house.numbers().len(), many + 1, "no row twice");
+}
+
+#[test]
+fn a_file_whose_refused_rows_cannot_be_kept_pauses_and_floods_no_topic() {
+    let address = free_address();
+    let house = House::new().set("METRICS_ADDRESS", &address).start_now();
+    let in_the_way = part_of(&house, "a.csv");
+    fs::create_dir(&in_the_way).expect("a directory");
+    house.drop_in("a.csv", csv(0..1_000) + "bad\n");
+    house.wait_for_log("its refused rows can't be written to rejected/");
+    house.wait("health to say so", || {
+        health(&address).contains("files: 1 files cannot be imported: \"a.csv\"").then_some(())
+    });
+    let begun = Instant::now();
+    let mut number = 2_000;
+    // other files go on, and each listing finds this one again
+    while begun.elapsed() < Duration::from_secs(5) {
+        let name = format!("{number}.csv");
+        house.drop_in(&name, csv([number]));
+        house.receipt("done", &name);
+        number += 1;
+    }
+    assert!(health(&address).contains("files: 1 files"), "{}", health(&address));
+    let numbers = house.numbers();
+    let sent = numbers.iter().filter(|number| **number < 1_000).count();
+    assert!(sent <= 2_000, "{sent} records of 1,000 rows: sent again and again");
+    assert!(house.errors().len() <= 1, "a refusal is sent again and again, though its row cannot be kept");
+    fs::remove_dir(&in_the_way).expect("removed");
+    assert_eq!(house.counts("done", "a.csv"), (1_001, 1_000, 1, None));
+    house.wait_for_log("files is back");
+    let ids: std::collections::BTreeSet<_> =
+        house.errors().iter().map(|record| record.headers["ce_id"].clone()).collect();
+    assert_eq!(ids.len(), 1);
+}
+
+#[test]
+fn what_is_acknowledged_of_a_failing_file_is_not_sent_again() {
+    let house = House::new().start_now();
+    let in_the_way = part_of(&house, "a.csv");
+    fs::create_dir(&in_the_way).expect("a directory");
+    // the fault is several buffers of the file away from its beginning
+    house.drop_in("a.csv", csv(0..20_000) + "bad\n");
+    house.wait_for_log("its refused rows can't be written to rejected/");
+    fs::remove_dir(&in_the_way).expect("removed");
+    assert_eq!(house.counts("done", "a.csv"), (20_001, 20_000, 1, None));
+    let sent = house.numbers().len();
+    assert!(sent < 24_000, "{sent} records of 20,000 rows");
+}
+
+#[test]
+fn names_that_cannot_be_imported_do_not_crowd_out_the_others() {
+    let mut house = House::new();
+    for number in 0..25_000 {
+        fs::create_dir(house.input(format!("{number}.csv"))).expect("a directory");
+    }
+    for number in 0..20 {
+        fs::write(house.input(format!("good{number}.csv")), csv([number])).expect("a file");
+    }
+    house.start();
+    house.wait_long("the good ones", || (house.numbers() == (0..20).collect::<Vec<_>>()).then_some(()));
+    for number in 0..20 {
+        house.receipt("done", &format!("good{number}.csv"));
+    }
+}

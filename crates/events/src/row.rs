@@ -6,13 +6,26 @@ use std::ops::Range;
 
 use crate::{Header, Kind, kind::whole};
 
-/// A record for Kafka, cleared and filled anew for each row.
+/// The most fields a line may have. A file of ours has a handful; without a limit, a line of commas
+/// would take many times its size in memory.
+pub const MAX_FIELDS: usize = 4_096;
+
+/// A record for Kafka, cleared and filled again for each row. One serves any number of readers: what
+/// they need for the line at hand is kept here, so that a reader's memory does not depend on its file.
 #[derive(Debug, Default)]
 pub struct Row {
     /// The Kafka key: `5-12`, numbers without leading zeros.
     pub key: Vec<u8>,
     /// The JSON object: the type's columns as strings, in the type's order.
     pub payload: Vec<u8>,
+    scratch: Scratch,
+}
+
+/// A line that is split.
+#[derive(Debug, Default)]
+struct Scratch {
+    fields: Vec<Range<usize>>,
+    unquoted: Vec<u8>,
 }
 
 /// Why a row is refused: one sentence that names everything that is wrong.
@@ -32,8 +45,6 @@ pub struct RowReader {
     header: Header,
     /// What stands before each column's value in JSON: `{"transaction_id":"`, `","event_type":"`.
     before: Vec<Vec<u8>>,
-    fields: Vec<Range<usize>>,
-    unquoted: Vec<u8>,
 }
 
 impl RowReader {
@@ -46,7 +57,7 @@ impl RowReader {
                 format!("{open}\"{}\":\"", column.name).into_bytes()
             })
             .collect();
-        RowReader { header, before, fields: Vec::new(), unquoted: Vec::new() }
+        RowReader { header, before }
     }
 
     /// The header these rows stand under.
@@ -56,55 +67,55 @@ impl RowReader {
 
     /// Checks one line (without its line break) and writes its record to `row`. Whether a line is
     /// blank, and to be passed over, is the caller's to see: [`is_blank`].
-    pub fn read(&mut self, line: &[u8], row: &mut Row) -> Result<(), RowError> {
+    pub fn read(&self, line: &[u8], row: &mut Row) -> Result<(), RowError> {
+        let Row { key, payload, scratch: Scratch { fields, unquoted } } = row;
         let apart = |error: String| RowError { error, column: None, columns: None };
         let source = match memchr::memchr2(b'"', 0, line) {
-            None => split_plain(line, &mut self.fields),
+            None => split_plain(line, fields).map_err(apart)?,
             Some(from) => {
                 if let Some(at) = memchr::memchr(0, &line[from..]) {
                     return Err(apart(format!("the line holds a NUL byte at its byte {}", from + at + 1)));
                 }
-                split_fields(line, &mut self.unquoted, &mut self.fields).map_err(apart)?
+                split_fields(line, unquoted, fields).map_err(apart)?
             }
         };
         let width = self.header.width;
-        let extra = self.fields.iter().skip(width).any(|field| !source[field.clone()].trim_ascii().is_empty());
+        let extra = fields.iter().skip(width).any(|field| !source[field.clone()].trim_ascii().is_empty());
         // whoever corrects a rejected row may take the reason out together with its comma
         let least = width - usize::from(self.header.ends_in_error);
-        if self.fields.len() < least || extra {
-            return Err(apart(format!("the line has {} fields, the header has {width}", self.fields.len())));
+        if fields.len() < least || extra {
+            return Err(apart(format!("the line has {} fields, the header has {width}", fields.len())));
         }
         let event_type = self.header.event_type;
-        row.payload.clear();
-        row.key.clear();
+        payload.clear();
+        key.clear();
         let columns = event_type.columns.iter().zip(&self.header.positions);
         for ((column, position), before) in columns.zip(&self.before) {
-            let value = source[self.fields[*position].clone()].trim_ascii();
+            let value = source[fields[*position].clone()].trim_ascii();
             if value.is_empty() || column.kind.check(value).is_err() {
-                return Err(self.refuse(line));
+                return Err(self.refuse(source, fields));
             }
-            row.payload.extend_from_slice(before);
-            row.payload.extend_from_slice(value);
+            payload.extend_from_slice(before);
+            payload.extend_from_slice(value);
         }
-        row.payload.extend_from_slice(b"\"}");
+        payload.extend_from_slice(b"\"}");
         for position in event_type.key {
-            let value = source[self.fields[self.header.positions[*position]].clone()].trim_ascii();
-            if !row.key.is_empty() {
-                row.key.push(b'-');
+            let value = source[fields[self.header.positions[*position]].clone()].trim_ascii();
+            if !key.is_empty() {
+                key.push(b'-');
             }
-            row.key.extend_from_slice(canonical(&event_type.columns[*position].kind, value));
+            key.extend_from_slice(canonical(&event_type.columns[*position].kind, value));
         }
         Ok(())
     }
 
     /// The slow second look at a line that is split but not right: all that is wrong with it.
-    fn refuse(&mut self, line: &[u8]) -> RowError {
-        let source = split_fields(line, &mut self.unquoted, &mut self.fields).unwrap_or(line);
+    fn refuse(&self, source: &[u8], fields: &[Range<usize>]) -> RowError {
         let mut columns = Vec::new();
         let mut errors = Vec::new();
         let mut first = None;
         for (column, position) in self.header.event_type.columns.iter().zip(&self.header.positions) {
-            let bytes = source[self.fields[*position].clone()].trim_ascii();
+            let bytes = source[fields[*position].clone()].trim_ascii();
             let text = String::from_utf8_lossy(bytes).into_owned();
             let wrong = if bytes.is_empty() {
                 Some(format!("{}: is empty", column.name))
@@ -155,7 +166,7 @@ pub(crate) fn split_fields<'a>(
     fields: &mut Vec<Range<usize>>,
 ) -> Result<&'a [u8], String> {
     if memchr::memchr(b'"', line).is_none() {
-        return Ok(split_plain(line, fields));
+        return split_plain(line, fields);
     }
     fields.clear();
     unquoted.clear();
@@ -174,6 +185,9 @@ pub(crate) fn split_fields<'a>(
             unquoted.extend_from_slice(&line[at..end]);
             at = end;
         }
+        if fields.len() == MAX_FIELDS {
+            return Err(too_many_fields());
+        }
         fields.push(start..unquoted.len());
         if at >= line.len() {
             return Ok(unquoted);
@@ -183,15 +197,23 @@ pub(crate) fn split_fields<'a>(
 }
 
 /// Splits a line without quotes.
-fn split_plain<'a>(line: &'a [u8], fields: &mut Vec<Range<usize>>) -> &'a [u8] {
+fn split_plain<'a>(line: &'a [u8], fields: &mut Vec<Range<usize>>) -> Result<&'a [u8], String> {
     fields.clear();
     let mut start = 0;
     for comma in memchr::memchr_iter(b',', line) {
         fields.push(start..comma);
         start = comma + 1;
+        if fields.len() == MAX_FIELDS {
+            return Err(too_many_fields());
+        }
     }
     fields.push(start..line.len());
-    line
+    Ok(line)
+}
+
+#[cold]
+fn too_many_fields() -> String {
+    format!("the line has more than {MAX_FIELDS} fields")
 }
 
 /// Appends what stands in the quotes that open at `open`; returns the place behind the closing one.

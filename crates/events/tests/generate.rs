@@ -84,7 +84,7 @@ fn the_shares_are_met() {
 
 #[test]
 fn bad_rows_are_refused_and_all_others_accepted() {
-    let (mut reader, mut row) = (reader(), Row::default());
+    let (reader, mut row) = (reader(), Row::default());
     for (fate, line) in rows(3, LIVELY, 20_000).0 {
         assert_eq!(reader.read(line.as_bytes(), &mut row).is_err(), fate == Fate::Bad, "{fate:?}: {line}");
     }
@@ -95,7 +95,7 @@ fn each_row_meets_the_fate_it_was_made_for() {
     for seed in 0..20 {
         let (rows, generator) = rows(seed, LIVELY, 20_000);
         let mut books = Books::default();
-        let (mut reader, mut row) = (reader(), Row::default());
+        let (reader, mut row) = (reader(), Row::default());
         for (fate, line) in rows.iter().filter(|(fate, _)| *fate != Fate::Bad) {
             reader.read(line.as_bytes(), &mut row).unwrap();
             let event = StockEvent::decode(&row.payload).unwrap();

@@ -189,3 +189,14 @@ fn a_record_comes_back_with_all_of_its_fields_and_where_it_stood() {
     let letter = DeadLetter::of_record(place, None, b"not JSON", &refusal);
     insta::assert_snapshot!(String::from_utf8_lossy(&letter.payload), @r#"{"raw":"not JSON","error":"4-3 does not exist!"}"#);
 }
+
+#[test]
+fn a_line_of_absurdly_many_fields_is_refused_without_being_taken_apart() {
+    let error = format!("the line has more than {} fields", events::row::MAX_FIELDS);
+    let commas = ",".repeat(60_000);
+    assert_eq!(read(HEADER, commas.as_bytes()), Err(error.clone()));
+    assert_eq!(read(HEADER, format!("\"{commas}\"{commas}").as_bytes()), Err(error));
+    let empty = ",".repeat(events::row::MAX_FIELDS - 6);
+    let row = "8947695b-7f19-44b6-96b6-7f8ed041fe57,incoming,2019-04-14T03:47:13Z,5,12,400";
+    assert!(read(HEADER, format!("{row}{empty}").as_bytes()).is_ok(), "as many as may be");
+}

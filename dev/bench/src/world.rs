@@ -94,7 +94,7 @@ impl World {
 pub(crate) fn records(file: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let text = std::fs::read(file)?;
     let mut lines = text.split(|byte| *byte == b'\n');
-    let mut reader = RowReader::new(Header::read(lines.next().unwrap_or_default())?);
+    let reader = RowReader::new(Header::read(lines.next().unwrap_or_default())?);
     let mut row = Row::default();
     let mut records = Vec::new();
     for line in lines {

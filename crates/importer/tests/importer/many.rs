@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::house::{HEADER, House, csv, row};
+use crate::house::{HEADER, House, csv, gzip, row};
 
 #[test]
 fn ten_thousand_small_files_take_seconds_and_little_memory() {
@@ -49,6 +49,37 @@ fn rows_that_are_all_refused_stay_within_the_memory() {
     house.drop_in("bad.csv", format!("{HEADER}\n{}", "x\n".repeat(150_000)));
     assert_eq!(house.counts("done", "bad.csv"), (150_000, 0, 150_000, None));
     assert_eq!(house.text("rejected/bad.csv").lines().count(), 150_001);
+    assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
+}
+
+#[test]
+fn lines_of_commas_in_many_open_files_stay_within_the_memory() {
+    let house = House::started();
+    house.wait_for_log("are imported");
+    let line = ",".repeat(64 * 1024) + "\n";
+    let files: Vec<_> = (0..200)
+        .map(|number| {
+            // still being written, so that all of them are being imported at a time
+            let mut file = File::create(house.input(format!("{number}.csv"))).expect("a file");
+            write!(file, "{HEADER}\n{line}").expect("written");
+            file
+        })
+        .collect();
+    house.wait("their refusals", || (house.errors().len() == 200).then_some(()));
+    assert_eq!(house.errors()[0].json()["error"], "the line has more than 4096 fields");
+    assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
+    drop(files);
+}
+
+#[test]
+fn many_packed_files_stay_within_the_memory() {
+    let mut house = House::new();
+    let content = gzip(csv(0..20_000));
+    for number in 0..200 {
+        fs::write(house.input(format!("{number}.csv.gz")), &content).expect("a file");
+    }
+    house.start();
+    house.wait_long("200 receipts", || (house.names("done").len() == 400).then_some(()));
     assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct Outcome {
 pub(crate) fn of_file(csv: &str) -> Result<Outcome> {
     let mut lines = csv.lines();
     let header = Header::read(lines.next().context("the file is empty")?.as_bytes())?;
-    let (mut reader, mut row) = (RowReader::new(header), Row::default());
+    let (reader, mut row) = (RowReader::new(header), Row::default());
     let mut outcome = Outcome::default();
     let mut waiting: Vec<StockEvent> = Vec::new();
     let mut known = BTreeSet::new();

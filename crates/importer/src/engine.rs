@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// How many files are open at a time, and how many are begun.
-const OPEN: usize = 256;
+const OPEN: usize = 64;
 const BEGUN: usize = 10_000;
 /// How long the end may take.
 const FAREWELL: Duration = Duration::from_secs(8);
@@ -244,7 +244,7 @@ impl Engine {
             return;
         }
         let path = self.directory.input.join(&name);
-        let opened = open(&path).and_then(|file| Ok((file.metadata()?, file)));
+        let opened = open(&path, self.settings.links()).and_then(|file| Ok((file.metadata()?, file)));
         let (metadata, file) = match opened {
             Ok(opened) => opened,
             Err(error) => {
@@ -288,7 +288,8 @@ impl Engine {
             tracing::info!("importing {name:?}");
         }
         reading.open(file);
-        self.imports.insert(number, Import::new(name.clone(), path, reading, &metadata, started_at));
+        self.imports
+            .insert(number, Import::new(name.clone(), path, self.settings.links(), reading, &metadata, started_at));
         self.numbers.insert(name, number);
         self.queue.push_back(number);
     }

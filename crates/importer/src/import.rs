@@ -17,7 +17,7 @@ use crate::{
     names::{Named, named},
     quiet::{Quiet, QuietTimes, Writers, writers},
     reading::{Reading, Step},
-    source::{FileState, Identity, open},
+    source::{FileState, Identity, Links, open},
 };
 
 /// How long one file is worked on before the next one's turn.
@@ -58,6 +58,7 @@ pub(crate) enum Slice {
 pub(crate) struct Import {
     pub(crate) name: OsString,
     path: PathBuf,
+    links: Links,
     gzip: bool,
     pub(crate) reading: Reading,
     pub(crate) stage: Stage,
@@ -84,6 +85,7 @@ impl Import {
     pub(crate) fn new(
         name: OsString,
         path: PathBuf,
+        links: Links,
         reading: Reading,
         metadata: &Metadata,
         started_at: String,
@@ -93,6 +95,7 @@ impl Import {
             gzip: named(&name) == Named::Gzip,
             name,
             path,
+            links,
             reading,
             stage: Stage::Reading,
             quiet: Quiet::new(metadata.into(), now),
@@ -256,7 +259,7 @@ impl Import {
         if let Some(slice) = self.look()? {
             return Ok(Some(slice));
         }
-        let file = match open(&self.path) {
+        let file = match open(&self.path, self.links) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(self.gone("deleted"))),
             Err(error) => return Err(error),
@@ -276,7 +279,7 @@ impl Import {
         let file = match &self.reading.source {
             Some(source) => source.file(),
             None => {
-                reopened = open(&self.path)?;
+                reopened = open(&self.path, self.links)?;
                 &reopened
             }
         };

@@ -26,6 +26,9 @@ use crate::{
 /// How much may be written to the file of refused rows at a time.
 const REFUSED: usize = 512 * 1024;
 
+/// The longest header line, which is kept as long as its file is being imported.
+const LONGEST_HEADER: usize = 8 * 1024;
+
 /// What a step came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -311,6 +314,9 @@ impl Reading {
             let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
             if is_blank(line) {
                 continue;
+            }
+            if line.len() > LONGEST_HEADER {
+                return Err(format!("the header line is longer than {LONGEST_HEADER} bytes"));
             }
             let header = Header::read(line).map_err(|error| error.to_string())?;
             sender.topic_of(header.event_type).clone_into(&mut self.topic);

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use runtime::{Environment, KafkaSettings};
 
-use crate::quiet::QuietTimes;
+use crate::{quiet::QuietTimes, source::Links};
 
 /// What the importer is told by its environment.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct Settings {
     /// `IMPORT_UNSURE_MS`: how long a file must be unchanged where the system cannot tell whether
     /// somebody is still writing it, or where it seems to be cut.
     pub unsure: Duration,
+    /// `IMPORT_FOLLOW_LINKS`: whether a symbolic link in `input/` stands for the file it names.
+    pub follow_links: bool,
     /// `IMPORT_WATCH`: whether the system is asked to tell of changes at once.
     pub watch: bool,
 }
@@ -27,6 +29,10 @@ pub struct Settings {
 impl Settings {
     pub(crate) fn quiet_times(&self) -> QuietTimes {
         QuietTimes { known: self.quiet, unsure: self.unsure }
+    }
+
+    pub(crate) fn links(&self) -> Links {
+        if self.follow_links { Links::Follow } else { Links::Refuse }
     }
 
     /// Reads `KAFKA_*` and `IMPORT_*`; what is wrong is kept in `env`.
@@ -37,6 +43,7 @@ impl Settings {
             scan: env.millis_or("IMPORT_SCAN_MS", 500),
             quiet: env.millis_or("IMPORT_QUIET_MS", 250),
             unsure: env.millis_or("IMPORT_UNSURE_MS", 5000),
+            follow_links: env.parse_or("IMPORT_FOLLOW_LINKS", false, "true or false", |_| true),
             watch: env.parse_or("IMPORT_WATCH", true, "true or false", |_| true),
         }
     }

@@ -17,7 +17,7 @@ use crate::{
     reading::{Reading, Step},
     receipt::now,
     sender::Sender,
-    source::open,
+    source::{Links, open},
 };
 
 /// How far an import is.
@@ -44,7 +44,7 @@ pub struct Pace {
 pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace)) -> Result<Receipt> {
     let shown = path.file_name().unwrap_or(path.as_os_str());
     let gzip = named(shown) == Named::Gzip;
-    let file = open(path).with_context(|| path.display().to_string())?;
+    let file = open(path, Links::Follow).with_context(|| path.display().to_string())?;
     let bytes_total = file.metadata()?.len();
     let mut desk = Desk::new(Sender::new(kafka)?);
     let mut reading = Reading::new(0, shown.to_string_lossy().into_owned(), gzip, None);
@@ -76,7 +76,7 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
                 reading.is_oversized(chunk.last_line);
             }
             reading.rewind(false);
-            reading.open(open(path).with_context(|| path.display().to_string())?);
+            reading.open(open(path, Links::Follow).with_context(|| path.display().to_string())?);
             (ended, error) = (false, None);
         }
         let flight = desk.sender.flight();

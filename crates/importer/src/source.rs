@@ -1,13 +1,14 @@
 //! The bytes of a file, unpacked where it is a `.csv.gz`.
 
 use std::{
-    fs::{File, Metadata, OpenOptions},
+    fs::{File, Metadata},
     io::{self, BufReader, Read},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
 };
 
 use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -55,14 +56,29 @@ pub(crate) enum SourceError {
     Io(#[from] io::Error),
 }
 
-/// Opens a regular file, following links. Anything else is an error, without ever waiting for it:
-/// opening a named pipe would wait for its writer.
-pub(crate) fn open(path: &Path) -> io::Result<File> {
+/// What to do with a symbolic link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// Whoever may write to `input/` could otherwise have any file read that we may read, and its
+    /// first line shown.
+    Refuse,
+    Follow,
+}
+
+/// Opens a regular file. Anything else is an error, without ever waiting for it: opening a named pipe
+/// would wait for its writer.
+pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
     let regular = |metadata: Metadata| {
         if metadata.is_file() { Ok(()) } else { Err(io::Error::other(format!("is {}", what(&metadata)))) }
     };
-    regular(std::fs::metadata(path)?)?;
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if links == Links::Refuse {
+        regular(std::fs::symlink_metadata(path)?)?;
+        flags |= OFlags::NOFOLLOW;
+    } else {
+        regular(std::fs::metadata(path)?)?;
+    }
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     regular(file.metadata()?)?;
     Ok(file)
 }
@@ -70,7 +86,9 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
 fn what(metadata: &Metadata) -> &'static str {
     use std::os::unix::fs::FileTypeExt;
     let kind = metadata.file_type();
-    if kind.is_dir() {
+    if kind.is_symlink() {
+        "a symbolic link, which IMPORT_FOLLOW_LINKS does not allow"
+    } else if kind.is_dir() {
         "a directory"
     } else if kind.is_fifo() {
         "a named pipe"

@@ -85,6 +85,11 @@ fn a_file_as_a_whole_that_cannot_be_read_goes_to_rejected_with_its_reason() {
                 "the first line is not a header of a known kind of event: \"a;b\" (the columns must be separated by commas){expected}"
             ),
         ),
+        (
+            "wide.csv",
+            format!("{HEADER},{}\n", ",".repeat(8 * 1024)),
+            "the header line is longer than 8192 bytes".into(),
+        ),
         ("twice.csv", format!("{HEADER},value\n"), "the header names the column value twice".into()),
         ("not.csv.gz", csv([1]), "the gzip file is broken behind byte 0 unpacked: invalid gzip header".into()),
     ];
@@ -127,7 +132,7 @@ fn the_rows_before_a_gzip_file_breaks_are_imported_and_counted() {
 
 #[test]
 fn what_is_no_file_stays_where_it_is_until_it_is_one() {
-    let house = House::started();
+    let house = House::new().set("IMPORT_FOLLOW_LINKS", "true").start_now();
     fs::create_dir(house.input("directory.csv")).expect("a directory");
     symlink(house.path("nowhere"), house.input("link.csv")).expect("a link");
     let pipe = CString::new(house.input("pipe.csv").as_os_str().as_bytes()).expect("a path");
@@ -150,8 +155,35 @@ fn what_is_no_file_stays_where_it_is_until_it_is_one() {
 }
 
 #[test]
-fn a_file_whose_reading_fails_for_now_is_told_of_once() {
+fn a_symbolic_link_is_refused_and_nothing_is_read_of_its_target() {
     let house = House::started();
+    fs::write(house.path("secret"), "the first line of a secret\nthe second\n").expect("a file");
+    symlink(house.path("secret"), house.input("link.csv")).expect("a link");
+    let receipt = house.receipt("rejected", "link.csv");
+    let error = "is a symbolic link, which IMPORT_FOLLOW_LINKS does not allow";
+    assert_eq!((receipt.error.as_deref(), receipt.left_in_place), (Some(error), true));
+    // nor when a file becomes one while it is being read
+    let held = fs::File::create(house.input("a.csv")).expect("a file");
+    fs::write(house.input("a.csv"), csv([0])).expect("written");
+    house.wait("its row", || (house.events().len() == 1).then_some(()));
+    symlink(house.path("secret"), house.input(".a")).expect("a link");
+    fs::rename(house.input(".a"), house.input("a.csv")).expect("replaced");
+    assert_eq!(house.receipt("rejected", "a.csv").error.as_deref(), Some(error));
+    drop(held);
+    the_next_file_goes_on(&house);
+    for name in house.names("rejected").iter().chain(&house.names("done")) {
+        let folder = if house.path("rejected").join(name).exists() { "rejected" } else { "done" };
+        assert!(!house.text(&format!("{folder}/{name}")).contains("secret"), "{name}");
+    }
+    assert!(!house.log().contains("the first line"), "{}", house.log());
+    fs::remove_file(house.input("link.csv")).expect("removed");
+    house.drop_in("link.csv", csv([5]));
+    assert_eq!(house.counts("done", "link.csv"), (1, 1, 0, None));
+}
+
+#[test]
+fn a_file_whose_reading_fails_for_now_is_told_of_once() {
+    let house = House::new().set("IMPORT_FOLLOW_LINKS", "true").start_now();
     // its first byte gives EIO, whoever reads it
     symlink("/proc/self/mem", house.input("mem.csv")).expect("a link");
     let receipt = house.receipt("rejected", "mem.csv");

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
-use crate::names;
+use crate::{
+    mover::{copy, replace},
+    names,
+};
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -73,20 +76,17 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 /// Renames a file of ours, over one that may have its name.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => move_across(from, to),
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            copy(from, &temporary_of(to))?;
+            remove(to)?;
+            replace(from, to)
+        }
         renamed => renamed,
     }
 }
 
-/// Renames a file and replaces nothing: where the name is taken, it is an error.
-pub(crate) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match rename_within(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => move_across(from, to),
-        renamed => renamed,
-    }
-}
-
-/// The same; another file system is an error as well.
+/// Renames a file and replaces nothing: where the name is taken, it is an error. Another file system
+/// is one as well ([`io::ErrorKind::CrossesDevices`]).
 pub(crate) fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
@@ -97,11 +97,4 @@ pub(crate) fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
         },
         renamed => renamed.map_err(Into::into),
     }
-}
-
-fn move_across(from: &Path, to: &Path) -> io::Result<()> {
-    let temporary = temporary_of(to);
-    fs::copy(from, &temporary)?;
-    fs::rename(&temporary, to)?;
-    fs::remove_file(from)
 }

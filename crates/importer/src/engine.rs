@@ -181,6 +181,7 @@ impl Engine {
             self.look_for_files();
         }
         self.try_ends_again(now);
+        self.take_copies();
         self.read_on();
         while let Some((time, number)) = self.timers.first().copied()
             && time <= now

@@ -11,11 +11,12 @@ use std::{
     ffi::{OsStr, OsString},
     fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use crate::{
-    directory::{Directory, remove, rename, rename_new, write_atomically},
+    directory::{Directory, remove, rename, rename_within, temporary_of, write_atomically},
+    mover::replace,
     names::{free_name, receipt_name, rejected_name},
     receipt::{Finished, Progress, Receipt, Resume, name_from_hex, name_to_hex, now},
     source::FileState,
@@ -46,6 +47,8 @@ pub(crate) enum End {
     Complete,
     /// It was changed after it was read. It is still in `input/`, to be read on.
     Changed,
+    /// It must be copied to another file system first: then [`complete_copied`].
+    Elsewhere { from: PathBuf, to: PathBuf },
 }
 
 /// Decides where everything goes: the record that makes the end restartable.
@@ -105,12 +108,13 @@ fn name_of_refused(directory: &Directory, name: &OsStr, whole: Option<&OsString>
 /// Decides again where everything goes that has not gone there yet, after an end that could not be
 /// carried out: other files may have taken the names since.
 fn decide_again(directory: &Directory, finished: &mut Finished) {
-    let resume = &mut finished.resume;
+    let resume = &finished.resume;
     let Some(name) = resume.progress.name() else { return };
     let folder = if resume.to_rejected { &directory.rejected } else { &directory.done };
     let is_there = |folder: &Path, name: &str| folder.join(name_from_hex(name)).symlink_metadata().is_ok();
     let is_here = found(&directory.input.join(&name)).is_some_and(|here| here.identity == resume.state.identity);
     let is_taken = match &resume.target {
+        Some(target) if is_here && is_copy(&folder.join(name_from_hex(target)), finished) => false,
         Some(target) if is_here => is_there(folder, target) || is_there(folder, &resume.receipt_target),
         // it was moved there, or has gone since; on another file system it has another identity
         Some(target) => found(&folder.join(name_from_hex(target))).is_some_and(|there| {
@@ -118,6 +122,7 @@ fn decide_again(directory: &Directory, finished: &mut Finished) {
         }),
         None => is_there(folder, &resume.receipt_target),
     };
+    let resume = &mut finished.resume;
     if is_taken {
         let target = free_name(folder, &name);
         resume.receipt_target = name_to_hex(&receipt_name(&target));
@@ -148,12 +153,18 @@ pub(crate) fn complete(directory: &Directory, finished: &mut Finished) -> io::Re
     if let Some(target) = &resume.target {
         let (from, to) = (directory.input.join(&name), folder.join(name_from_hex(target)));
         match found(&from) {
+            Some(here) if here == resume.state && is_copy(&to, finished) => named(&from, remove(&from))?,
             Some(here) if here == resume.state => {
-                named(&to, rename_new(&from, &to))?;
+                match rename_within(&from, &to) {
+                    Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                        return Ok(End::Elsewhere { from, to });
+                    }
+                    renamed => named(&to, renamed)?,
+                }
                 // written to between the look and the move: back again, unless there is a new file
                 let changed =
                     found(&to).is_some_and(|there| there.identity == resume.state.identity && there != resume.state);
-                if changed && rename_new(&to, &from).is_ok() {
+                if changed && rename_within(&to, &from).is_ok() {
                     return Ok(End::Changed);
                 }
             }
@@ -168,7 +179,7 @@ pub(crate) fn complete(directory: &Directory, finished: &mut Finished) -> io::Re
             let target = directory.rejected.join(name_from_hex(target));
             let cut = || File::options().write(true).open(&refused)?.set_len(resume.refused_bytes);
             named(&refused, cut())?;
-            named(&target, rename_new(&refused, &target))?;
+            named(&target, rename_within(&refused, &target))?;
         }
         Some(_) => {}
         None => named(&refused, remove(&refused))?,
@@ -176,6 +187,32 @@ pub(crate) fn complete(directory: &Directory, finished: &mut Finished) -> io::Re
     let receipt = folder.join(name_from_hex(&resume.receipt_target));
     named(&receipt, rename(&directory.progress_of(&name), &receipt))?;
     Ok(End::Complete)
+}
+
+/// Goes on when the file is copied, unless it was written to meanwhile.
+pub(crate) fn complete_copied(directory: &Directory, finished: &mut Finished) -> io::Result<End> {
+    match complete(directory, finished)? {
+        End::Elsewhere { from, to } => {
+            named(&to, replace(&from, &to))?;
+            complete(directory, finished)
+        }
+        End::Changed => {
+            let resume = &finished.resume;
+            let folder = if resume.to_rejected { &directory.rejected } else { &directory.done };
+            if let Some(target) = &resume.target {
+                remove(&temporary_of(&folder.join(name_from_hex(target))))?;
+            }
+            Ok(End::Changed)
+        }
+        end => Ok(end),
+    }
+}
+
+/// Whether `path` is the copy of a file that a crash kept from being removed.
+fn is_copy(path: &Path, finished: &Finished) -> bool {
+    let (state, receipt) = (finished.resume.state, name_from_hex(&finished.resume.receipt_target));
+    found(path).is_some_and(|there| there.identity.device != state.identity.device && there.size == state.size)
+        && !path.with_file_name(receipt).exists()
 }
 
 /// Completes an end that could not be carried out, after a crash or because something was in its way.

@@ -13,6 +13,7 @@ mod import;
 mod late_growth;
 mod lines;
 mod mark;
+mod mover;
 mod names;
 mod quiet;
 mod reading;

@@ -3,7 +3,7 @@
 //! held in memory: its turn comes again after a pause.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     io,
     time::{Duration, Instant},
@@ -15,8 +15,9 @@ use crate::{
     desk::Chunk,
     directory::write_atomically,
     figures,
-    finish::{self, End, complete, complete_again, decide},
+    finish::{self, End, complete, complete_again, complete_copied, decide},
     import::Stage,
+    mover::{Copy, Mover},
     receipt::{Finished, Progress, Stored, name_to_hex, now},
     source::FileState,
 };
@@ -27,15 +28,18 @@ const WRITE_EVERY: Duration = Duration::from_millis(50);
 const MOST: usize = 10_000;
 
 /// Ends that could not be carried out: names in `input/`, and why.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Ends {
     waiting: BTreeMap<OsString, String>,
+    /// Files that are being copied to another file system.
+    copied: BTreeSet<OsString>,
+    mover: Option<Mover>,
     backoff: Backoff,
 }
 
 impl Ends {
     pub(super) fn is_waiting(&self, name: &OsStr) -> bool {
-        self.waiting.contains_key(name)
+        self.waiting.contains_key(name) || self.copied.contains(name)
     }
 
     pub(super) fn due(&self) -> Option<Instant> {
@@ -124,11 +128,18 @@ impl Engine {
         &mut self,
         name: OsString,
         mut finished: Finished,
-        complete: impl Fn(&crate::directory::Directory, &mut Finished) -> io::Result<End>,
+        mut complete: impl FnMut(&crate::directory::Directory, &mut Finished) -> io::Result<End>,
     ) -> bool {
         match complete(&self.directory, &mut finished) {
             Ok(End::Complete) => {
                 self.ends.waiting.remove(&name);
+                true
+            }
+            Ok(End::Elsewhere { from, to }) => {
+                let Some(mover) = self.mover() else { return false };
+                mover.copy(Copy { name: name.clone(), from, to });
+                self.ends.waiting.remove(&name);
+                self.ends.copied.insert(name);
                 true
             }
             Ok(End::Changed) => {
@@ -148,6 +159,30 @@ impl Engine {
                 self.report_ends();
                 false
             }
+        }
+    }
+
+    fn mover(&mut self) -> Option<&Mover> {
+        if self.ends.mover.is_none() {
+            match Mover::start(self.alarm.bell()) {
+                Ok(mover) => self.ends.mover = Some(mover),
+                Err(error) => tracing::error!("starting a thread: {error}"),
+            }
+        }
+        self.ends.mover.as_ref()
+    }
+
+    /// Goes on with files that were copied to another file system.
+    pub(super) fn take_copies(&mut self) {
+        while let Some((name, copied)) = self.ends.mover.as_ref().and_then(|mover| mover.done.try_recv().ok()) {
+            self.ends.copied.remove(&name);
+            let Some(Stored::Finished(finished)) = Stored::read(&self.directory.progress_of(&name)) else { continue };
+            let mut copied = Some(copied);
+            self.end(name, *finished, |directory, finished| match copied.take() {
+                Some(Err(error)) => Err(error),
+                _ => complete_copied(directory, finished),
+            });
+            self.report_ends();
         }
     }
 

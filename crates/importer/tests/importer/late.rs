@@ -137,3 +137,45 @@ fn a_file_that_is_overwritten_before_it_could_be_moved_is_read_again() {
     house.drop_in("other.csv", csv([900]));
     house.receipt("done", "other.csv");
 }
+
+#[test]
+fn done_may_be_on_another_file_system() {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let mut house = House::new();
+    let elsewhere = tempfile::tempdir_in("/dev/shm").ok();
+    let device = |path: &std::path::Path| fs::metadata(path).expect("a directory").dev();
+    let Some(elsewhere) = elsewhere.filter(|elsewhere| device(elsewhere.path()) != device(&house.path("input"))) else {
+        println!("there is no second file system: not tested");
+        return;
+    };
+    fs::remove_dir(house.path("done")).expect("removed");
+    symlink(elsewhere.path(), house.path("done")).expect("a link");
+    house.start();
+    let content = csv(0..1_000) + "bad\n";
+    for name in ["a.csv", "b.csv"] {
+        house.drop_in(name, &content);
+    }
+    for name in ["a.csv", "b.csv"] {
+        assert_eq!(house.counts("done", name), (1_001, 1_000, 1, None));
+        assert_eq!(house.text(&format!("done/{name}")), content);
+    }
+    assert_eq!(house.names("input"), [""; 0]);
+    // killed after the copy got its name, and before the original was removed
+    let stored = house.text("done/a.csv.receipt.json");
+    house.kill();
+    fs::copy(house.path("done/a.csv"), house.input("a.csv")).expect("a copy");
+    fs::remove_file(house.path("done/a.csv.receipt.json")).expect("removed");
+    let found = fs::metadata(house.input("a.csv")).expect("the file");
+    let mut record: serde_json::Value = serde_json::from_str(&stored).expect("JSON");
+    let modified = found.mtime() * 1_000_000_000 + found.mtime_nsec();
+    record["resume"]["state"] = serde_json::json!({
+        "device": found.dev(), "inode": found.ino(), "size": found.size(), "modified_ns": modified,
+    });
+    use sha2::Digest;
+    let key: String = sha2::Sha256::digest("a.csv")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(house.path(format!("progress/{key}.json")), record.to_string()).expect("a record");
+    house.start();
+    house.wait_for_log("\"a.csv\" was imported before the restart");
+    assert_eq!(house.names("done"), ["a.csv", "a.csv.receipt.json", "b.csv", "b.csv.receipt.json"]);
+    assert_eq!((house.names("input"), house.in_progress()), (vec![], vec![]));
+}

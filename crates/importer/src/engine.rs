@@ -44,7 +44,7 @@ use crate::{
 const OPEN: usize = 64;
 const BEGUN: usize = 10_000;
 /// How long the end may take.
-const FAREWELL: Duration = Duration::from_secs(8);
+const FAREWELL: Duration = Duration::from_secs(6);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// All that the importer's thread knows.
@@ -79,6 +79,7 @@ pub(crate) struct Engine {
     /// When the broker last acknowledged something, and how much.
     heard: (Instant, u64),
     silent: bool,
+    looked_at_partitions: Instant,
 }
 
 impl Engine {
@@ -113,6 +114,7 @@ impl Engine {
             shutdown,
             heard: (now, 0),
             silent: false,
+            looked_at_partitions: now,
         };
         if engine.settings.watch
             && let Err(error) = engine.alarm.watch(&engine.directory.input)
@@ -174,7 +176,7 @@ impl Engine {
         self.recover()?;
         self.listen();
         let now = Instant::now();
-        if now < self.pause || self.desk.widen()? {
+        if now < self.pause || self.desk.sender.failed() {
             return Ok(false);
         }
         if self.waiting.is_empty() && self.scan.is_due(now) {
@@ -221,6 +223,10 @@ impl Engine {
             Slice::More => self.queue.push_back(number),
             Slice::Blocked => {
                 self.queue.push_front(number);
+                return false;
+            }
+            Slice::Wait => {
+                self.queue.push_back(number);
                 return false;
             }
             Slice::Park => {

@@ -1,17 +1,19 @@
 //! What is on its way to Kafka. Records are counted in chunks, not one by one: a chunk has a slot,
-//! every record carries its slot's number, and an acknowledgement counts the slot down. Chunks are
-//! done in the order in which they were closed.
+//! every record carries its slot's number, and an acknowledgement counts the slot down. The chunks of
+//! one file are done in the order in which they were closed; files do not wait for each other.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
+    mem,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    time::Instant,
 };
 
 /// How many chunks may be on their way.
-const SLOTS: usize = 1024;
+const SLOTS: usize = 16 * 1024;
 
 /// Shared with the client's callback, which runs on the same thread: so a load and a store do
 /// where threads would need an atomic addition.
@@ -19,14 +21,28 @@ const SLOTS: usize = 1024;
 pub(crate) struct Slots {
     pending: Box<[AtomicU32]>,
     acknowledged: AtomicU64,
+    /// Slots whose records are all acknowledged.
+    emptied: Mutex<Vec<usize>>,
 }
 
 impl Slots {
     /// One record of the slot is acknowledged.
     pub(crate) fn acknowledge(&self, slot: usize) {
         let pending = &self.pending[slot];
-        pending.store(pending.load(Relaxed).saturating_sub(1), Relaxed);
+        let left = pending.load(Relaxed).saturating_sub(1);
+        pending.store(left, Relaxed);
         self.acknowledged.store(self.acknowledged.load(Relaxed) + 1, Relaxed);
+        if left == 0 {
+            self.emptied(slot);
+        }
+    }
+
+    fn emptied(&self, slot: usize) {
+        self.emptied.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+    }
+
+    fn is_pending(&self, slot: usize) -> bool {
+        self.pending[slot].load(Relaxed) > 0
     }
 }
 
@@ -34,17 +50,36 @@ impl Slots {
 #[derive(Debug)]
 pub(crate) struct Flight<T> {
     slots: Arc<Slots>,
-    closed: VecDeque<T>,
-    /// The number of the first chunk in `closed`; its slot is the remainder.
-    first: usize,
+    free: Vec<usize>,
+    /// The slot of the chunk that is being filled.
+    open: usize,
+    /// Which file's chunk is in which slot.
+    files: Vec<Option<u64>>,
+    closed: HashMap<u64, VecDeque<Closed<T>>>,
+    done: VecDeque<T>,
     sent: u64,
+}
+
+#[derive(Debug)]
+struct Closed<T> {
+    slot: usize,
+    at: Instant,
+    stands_for: T,
 }
 
 impl<T> Flight<T> {
     pub(crate) fn new() -> Flight<T> {
         let pending = (0..SLOTS).map(|_| AtomicU32::new(0)).collect();
-        let slots = Arc::new(Slots { pending, acknowledged: AtomicU64::new(0) });
-        Flight { slots, closed: VecDeque::new(), first: 0, sent: 0 }
+        let slots = Arc::new(Slots { pending, acknowledged: AtomicU64::new(0), emptied: Mutex::default() });
+        Flight {
+            slots,
+            free: (1..SLOTS).rev().collect(),
+            open: 0,
+            files: vec![None; SLOTS],
+            closed: HashMap::new(),
+            done: VecDeque::new(),
+            sent: 0,
+        }
     }
 
     pub(crate) fn slots(&self) -> Arc<Slots> {
@@ -53,12 +88,12 @@ impl<T> Flight<T> {
 
     /// Whether no chunk can be begun until one is done.
     pub(crate) fn is_full(&self) -> bool {
-        self.closed.len() >= SLOTS - 1
+        self.free.is_empty()
     }
 
     /// The slot of the chunk that is being filled.
     pub(crate) fn open_slot(&self) -> usize {
-        (self.first + self.closed.len()) % SLOTS
+        self.open
     }
 
     /// A record of the open chunk is on its way.
@@ -68,24 +103,58 @@ impl<T> Flight<T> {
         self.sent += 1;
     }
 
-    /// Closes the open chunk: it is done when all of its records are acknowledged.
-    pub(crate) fn close(&mut self, stands_for: T) {
-        self.closed.push_back(stands_for);
+    /// Closes the open chunk: it is done when all of its records are acknowledged, and all chunks of
+    /// its file that were closed before. There must be room ([`Flight::is_full`]).
+    pub(crate) fn close(&mut self, file: u64, stands_for: T) {
+        let next = self.free.pop().expect("room, which the caller has looked for");
+        let slot = mem::replace(&mut self.open, next);
+        self.files[slot] = Some(file);
+        self.closed.entry(file).or_default().push_back(Closed { slot, at: Instant::now(), stands_for });
+        if !self.slots.is_pending(slot) {
+            self.slots.emptied(slot);
+        }
     }
 
     /// The next chunk that is done.
     pub(crate) fn done(&mut self) -> Option<T> {
-        if self.slots.pending[self.first % SLOTS].load(Relaxed) > 0 {
-            return None;
+        let emptied = mem::take(&mut *self.slots.emptied.lock().unwrap_or_else(PoisonError::into_inner));
+        for slot in emptied {
+            // none: it is being filled, or was done with the one before
+            let Some(file) = self.files[slot] else { continue };
+            let Some(chunks) = self.closed.get_mut(&file) else { continue };
+            while let Some(chunk) = chunks.pop_front_if(|chunk| !self.slots.is_pending(chunk.slot)) {
+                self.files[chunk.slot] = None;
+                self.free.push(chunk.slot);
+                self.done.push_back(chunk.stands_for);
+            }
+            if chunks.is_empty() {
+                self.closed.remove(&file);
+            }
         }
-        let stands_for = self.closed.pop_front()?;
-        self.first += 1;
-        Some(stands_for)
+        self.done.pop_front()
     }
 
-    /// What the chunk of a slot stands for; None for the one that is being filled.
-    pub(crate) fn of_slot(&self, slot: usize) -> Option<&T> {
-        self.closed.get((slot + SLOTS - self.first % SLOTS) % SLOTS)
+    /// What the chunk of a slot stands for, and its file; None for the one that is being filled.
+    pub(crate) fn of_slot(&self, slot: usize) -> Option<(u64, &T)> {
+        let file = self.files[slot]?;
+        let chunk = self.closed.get(&file)?.iter().find(|chunk| chunk.slot == slot)?;
+        Some((file, &chunk.stands_for))
+    }
+
+    /// Since when the file's first chunk waits for its acknowledgement.
+    pub(crate) fn waits_since(&self, file: u64) -> Option<Instant> {
+        Some(self.closed.get(&file)?.front()?.at)
+    }
+
+    /// Files with a chunk that has waited since before `time`.
+    pub(crate) fn files_waiting_since(&self, time: Instant) -> usize {
+        self.closed.values().filter(|chunks| chunks.front().is_some_and(|chunk| chunk.at < time)).count()
+    }
+
+    /// Records of a file that are on their way; those of the open chunk are not counted.
+    pub(crate) fn records_of(&self, file: u64) -> u64 {
+        let chunks = self.closed.get(&file).into_iter().flatten();
+        chunks.map(|chunk| u64::from(self.slots.pending[chunk.slot].load(Relaxed))).sum()
     }
 
     /// Whether nothing is on its way.
@@ -109,37 +178,57 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_are_done_in_order_and_only_when_all_of_their_records_are_acknowledged() {
+    fn chunks_of_a_file_are_done_in_order_and_only_when_all_of_their_records_are_acknowledged() {
         let mut flight = Flight::new();
         let first = flight.open_slot();
         flight.sent(first);
         flight.sent(first);
         flight.slots().acknowledge(first);
         assert_eq!(flight.done(), None, "it is not closed");
-        flight.close("first");
+        flight.close(1, "first");
         let second = flight.open_slot();
         flight.sent(second);
-        flight.close("second");
-        flight.close("empty");
+        flight.close(1, "second");
+        flight.close(1, "empty");
         flight.slots().acknowledge(second);
-        assert_eq!((flight.done(), flight.of_slot(second), flight.records()), (None, Some(&"second"), 1));
+        assert_eq!((flight.done(), flight.of_slot(second), flight.records()), (None, Some((1, &"second")), 1));
         flight.slots().acknowledge(first);
         assert_eq!([flight.done(), flight.done(), flight.done()], [Some("first"), Some("second"), Some("empty")]);
         assert_eq!((flight.done(), flight.records(), flight.is_empty()), (None, 0, true));
     }
 
     #[test]
+    fn a_file_does_not_wait_for_another() {
+        let mut flight = Flight::new();
+        let stuck = flight.open_slot();
+        flight.sent(stuck);
+        flight.close(1, "stuck");
+        let other = flight.open_slot();
+        flight.sent(other);
+        flight.close(2, "other");
+        flight.slots().acknowledge(other);
+        assert_eq!((flight.done(), flight.done()), (Some("other"), None));
+        assert_eq!((flight.records_of(1), flight.records_of(2)), (1, 0));
+        assert!(flight.waits_since(1).is_some() && flight.waits_since(2).is_none());
+        let later = Instant::now() + std::time::Duration::from_secs(1);
+        assert_eq!(flight.files_waiting_since(later), 1);
+    }
+
+    #[test]
     fn slots_are_used_again_and_never_twice_at_a_time() {
         let mut flight = Flight::new();
+        let mut open = VecDeque::new();
         for number in 0..SLOTS * 3 {
             let slot = flight.open_slot();
+            assert!(!open.contains(&slot) || open.len() > 100, "slot {slot} is used twice");
             flight.sent(slot);
-            flight.close(number);
+            flight.close(7, number);
+            open.push_back(slot);
             if flight.is_full() {
-                let oldest = number + 2 - SLOTS;
-                assert_eq!(flight.of_slot(oldest % SLOTS), Some(&oldest));
-                flight.slots().acknowledge(oldest % SLOTS);
-                assert_eq!(flight.done(), Some(oldest));
+                while let Some(slot) = open.pop_front() {
+                    flight.slots().acknowledge(slot);
+                    assert!(flight.done().is_some());
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     backoff::Backoff,
-    desk::Desk,
+    desk::{Desk, budget},
     figures,
     finish::Ending,
     mark::Mark,
@@ -22,6 +22,8 @@ use crate::{
 
 /// How long one file is worked on before the next one's turn.
 const SLICE: Duration = Duration::from_millis(50);
+/// How long a part of a file may wait for its acknowledgement before no more of it is sent.
+const STALL: Duration = Duration::from_secs(1);
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// Where a file stands.
@@ -46,6 +48,8 @@ pub(crate) enum Slice {
     More,
     /// Kafka takes no more now.
     Blocked,
+    /// Kafka takes no more of this file now.
+    Wait,
     /// At its end, but not complete.
     Park,
     /// It won't get any longer; how it ended is in `ending`.
@@ -145,6 +149,9 @@ impl Import {
             if desk.sender.flight().is_full() {
                 return Ok(Slice::Blocked);
             }
+            if let Some(slice) = self.wait_for_kafka(desk) {
+                return Ok(slice);
+            }
             let step = self.reading.step(desk, last)?;
             desk.sender.poll();
             match step {
@@ -164,6 +171,24 @@ impl Import {
         }
         self.say();
         Ok(Slice::More)
+    }
+
+    /// Whether nothing more of the file may be sent now. What waits for a partition that is offline
+    /// must not take all the room there is, or no file could go on.
+    fn wait_for_kafka(&mut self, desk: &mut Desk) -> Option<Slice> {
+        let flight = desk.sender.flight();
+        let number = self.reading.number();
+        let left = budget(desk.sender.room(), flight.records_of(number), desk.hold_back);
+        let is_stalled = flight.waits_since(number).is_some_and(|since| since.elapsed() > STALL);
+        desk.budget = left.max(1);
+        if self.reading.in_flight == 0 {
+            return None;
+        }
+        if is_stalled && !self.gzip {
+            self.reading.source = None;
+            return Some(Slice::Park);
+        }
+        (is_stalled || left == 0 || self.reading.is_one_by_one()).then_some(Slice::Wait)
     }
 
     /// At the end of what is there, with a last line without a line break or not: None when the

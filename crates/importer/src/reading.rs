@@ -13,13 +13,15 @@ use std::{
 
 use events::{DeadLetter, Header, Row, RowError, RowReader, dead_letter::RowPlace, row::is_blank};
 
+use rdkafka::error::RDKafkaErrorCode;
+
 use crate::{
-    desk::{BUFFER, Chunk, Desk},
+    desk::{BUFFER, Chunk, Desk, is_about_size},
     lines::{LONGEST, Lines, Piece, SHOWN},
     mark::{Mark, Tail},
     receipt::{Progress, digest},
     refused,
-    sender::{Batches, Sender, Sent},
+    sender::{Sender, Sent},
     source::{Source, SourceError},
 };
 
@@ -72,6 +74,8 @@ pub(crate) struct Reading {
     replay: Option<Progress>,
     /// Rows that Kafka does not take because of their size, by their first byte, and how often.
     oversized: BTreeMap<u64, u8>,
+    /// Up to this byte, one record at a time: Kafka has refused one of them.
+    one_by_one_until: u64,
 }
 
 impl Reading {
@@ -94,6 +98,7 @@ impl Reading {
             in_flight: 0,
             replay: None,
             oversized: BTreeMap::new(),
+            one_by_one_until: 0,
         }
     }
 
@@ -114,6 +119,11 @@ impl Reading {
             Err(error) => Err(error),
             Ok(()) => Ok(found[..length] == here.last[here.last.len() - length..]),
         }
+    }
+
+    /// The number it was given.
+    pub(crate) fn number(&self) -> u64 {
+        self.id
     }
 
     /// The type of its events, when known.
@@ -143,10 +153,24 @@ impl Reading {
         self.before_last_line.as_ref().filter(|before| before.byte < self.durable.byte).unwrap_or(&self.durable)
     }
 
-    /// The row at this byte was not taken because of its size.
-    pub(crate) fn is_oversized(&mut self, byte: u64) {
-        let times = self.oversized.entry(byte).or_default();
-        *times = times.saturating_add(1);
+    /// Kafka has refused a record of this chunk for what it is. Which one is not known at first: they
+    /// are sent again one by one. An error tells which it is, unless it is too large by itself: then it
+    /// is refused as a row.
+    pub(crate) fn is_refused(&mut self, chunk: &Chunk, code: RDKafkaErrorCode) -> Result<(), String> {
+        if chunk.last_line >= self.one_by_one_until {
+            self.one_by_one_until = chunk.mark.byte;
+        } else if is_about_size(code) {
+            let times = self.oversized.entry(chunk.last_line).or_default();
+            *times = times.saturating_add(1);
+        } else {
+            return Err(format!("Kafka refuses what becomes of its line {}: {code}", chunk.mark.line));
+        }
+        Ok(())
+    }
+
+    /// Whether the next record must wait for the acknowledgement of the one before.
+    pub(crate) fn is_one_by_one(&self) -> bool {
+        self.here.byte < self.one_by_one_until
     }
 
     /// Takes one buffer of the file to Kafka. `last`: the file is complete, so that what stands
@@ -174,7 +198,8 @@ impl Reading {
         let mut step = Step::More;
         if self.rows.is_some() {
             desk.sender.stamp();
-            let sent = self.send_rows(&mut desk.sender, &mut desk.row, &mut desk.refused, &mut lines, &mut mark);
+            let most = if self.is_one_by_one() { 1 } else { desk.budget };
+            let sent = self.send_rows(&mut desk.sender, &mut desk.row, &mut desk.refused, &mut lines, &mut mark, most);
             step = sent.inspect_err(|_| desk.refused.clear())?;
         } else if let Err(reason) = self.read_header(&desk.sender, &mut lines, &mut mark) {
             return Ok(Step::Spoilt(reason));
@@ -205,7 +230,7 @@ impl Reading {
         let last_line = self.here.byte + lines.start() as u64;
         self.here = mark;
         if self.replay.is_none() && (consumed > 0 || desk.sender.failed()) {
-            desk.sender.close(Chunk { file: self.id, last_line, mark: self.here.clone() });
+            desk.sender.close(self.id, Chunk { file: self.id, last_line, mark: self.here.clone() });
             self.in_flight += 1;
         }
         if broken && consumed == 0 && step == Step::More {
@@ -223,7 +248,7 @@ impl Reading {
         Ok(step)
     }
 
-    /// Sends the lines of a buffer.
+    /// Sends the lines of a buffer, `most` records of them.
     fn send_rows(
         &mut self,
         sender: &mut Sender<Chunk>,
@@ -231,8 +256,9 @@ impl Reading {
         refused: &mut Vec<u8>,
         lines: &mut Lines<'_>,
         mark: &mut Mark,
+        most: u64,
     ) -> io::Result<Step> {
-        let single = sender.batches() == Batches::Single;
+        let mut sent = 0;
         while let Some(piece) = lines.next() {
             let Some(rows) = self.rows.as_mut() else { break };
             let byte = self.here.byte + lines.start() as u64;
@@ -242,16 +268,17 @@ impl Reading {
                     mark.line += 1;
                     continue;
                 }
-                Piece::Line(line) if known.is_some() => {
-                    let reason = format!("the row is too large for the topic {} (its max.message.bytes)", self.topic);
-                    (&line[..line.len().min(SHOWN)], RowError { error: reason, column: None, columns: None })
-                }
+                Piece::Line(line) if known.is_some() => too_large(line, &self.topic),
                 Piece::Line(line) => match rows.read(line, row) {
+                    Ok(()) if !sender.fits(&self.topic, row.key.len() + row.payload.len()) => {
+                        too_large(line, &self.topic)
+                    }
                     Ok(()) => match deliver(sender, |sender| sender.send(&self.topic, &row.key, &row.payload)) {
                         Sent::Yes => {
                             mark.line += 1;
                             mark.accepted += 1;
-                            if single {
+                            sent += 1;
+                            if sent >= most {
                                 return Ok(Step::More);
                             }
                             continue;
@@ -283,7 +310,7 @@ impl Reading {
             }
             let place = RowPlace { file: &self.name, line: mark.line + 1, byte, column: error.column };
             let letter = DeadLetter::of_row(place, &self.topic, line, &error);
-            let gone = known.is_some_and(|times| *times > 1);
+            let gone = known.is_some_and(|times| *times > 1) || !sender.fits_letter(&letter);
             if gone {
                 tracing::error!(
                     "{:?}, line {}: the errors topic does not take it either: {}",
@@ -299,7 +326,8 @@ impl Reading {
             }
             mark.line += 1;
             mark.refused += 1;
-            if single || refused.len() > REFUSED {
+            sent += 1;
+            if sent >= most || refused.len() > REFUSED {
                 return Ok(Step::More);
             }
         }
@@ -366,6 +394,12 @@ impl Reading {
         beyond.pass(&desk.buffer[..filled]);
         Ok((filled == 0).then(|| (beyond.byte, digest(&beyond.hash))))
     }
+}
+
+/// A row that is larger than its topic takes.
+fn too_large<'a>(line: &'a [u8], topic: &str) -> (&'a [u8], RowError) {
+    let error = format!("the row is too large for the topic {topic} (its max.message.bytes)");
+    (&line[..line.len().min(SHOWN)], RowError { error, column: None, columns: None })
 }
 
 /// Sends, and waits a while when there is no room.

@@ -2,17 +2,18 @@
 //! thread only; the client's callbacks run inside [`Sender::poll`].
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result};
 use events::{DeadLetter, EventType};
 use rdkafka::{
-    ClientContext,
+    ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, OwnedHeaders},
@@ -20,17 +21,26 @@ use rdkafka::{
 };
 use runtime::KafkaSettings;
 
-use crate::flight::{Flight, Slots};
+use crate::{
+    flight::{Flight, Slots},
+    limits::Limits,
+    partitions::Partitions,
+};
 
 /// How long to wait for something to happen, at a time.
 const MOMENT: Duration = Duration::from_millis(1);
+/// How long what is on its way may take to arrive after a failure.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How often the client tells how far each partition is.
+const STATISTICS: Duration = Duration::from_secs(1);
 
 /// Why records did not arrive. The producer is of no use afterwards: [`Sender::renew`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
-    pub(crate) code: RDKafkaErrorCode,
-    /// The slot of the record; none when it was the producer as a whole.
-    pub(crate) slot: Option<usize>,
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Failures {
+    /// Slots of records that Kafka has refused, and why: the first reason of each.
+    pub(crate) records: BTreeMap<usize, RDKafkaErrorCode>,
+    /// The producer as a whole has failed.
+    pub(crate) producer: Option<RDKafkaErrorCode>,
 }
 
 /// What became of a record.
@@ -44,32 +54,32 @@ pub(crate) enum Sent {
     Failed,
 }
 
-/// How many records may stand in one request to the broker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Batches {
-    /// As many as are good for speed.
-    Large,
-    /// Some kilobytes: for topics that take no large ones.
-    Small,
-    /// One record, and one chunk each: to find the one that is too large by itself.
-    Single,
-}
-
 /// The callbacks' side.
 struct Acknowledgements {
     slots: Arc<Slots>,
     failed: AtomicBool,
-    failure: Mutex<Option<Failure>>,
+    failures: Mutex<Failures>,
+    /// Records that will not arrive: refused, or taken back.
+    lost: AtomicU64,
+    partitions: Mutex<Partitions>,
 }
 
 impl Acknowledgements {
     #[cold]
-    fn fail(&self, failure: Failure) {
-        let mut known = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        // purging fails the rest of the queue: the first failure is the cause, and one that
-        // names its record says most
-        if known.as_ref().is_none_or(|known| known.slot.is_none() && failure.slot.is_some()) {
-            *known = Some(failure);
+    fn fail(&self, code: RDKafkaErrorCode, slot: Option<usize>) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match (code, slot) {
+            // these records were in the company of the one that is at fault
+            (
+                RDKafkaErrorCode::PurgeQueue
+                | RDKafkaErrorCode::PurgeInflight
+                | RDKafkaErrorCode::InvalidDifferentRecord,
+                _,
+            ) => {}
+            (code, Some(slot)) => {
+                failures.records.entry(slot).or_insert(code);
+            }
+            (code, None) => failures.producer = Some(code),
         }
         self.failed.store(true, Relaxed);
     }
@@ -83,8 +93,12 @@ impl ClientContext for Acknowledgements {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!("librdkafka: {error}: {reason}");
         if let Some(code @ RDKafkaErrorCode::Fatal) = error.rdkafka_error_code() {
-            self.fail(Failure { code, slot: None });
+            self.fail(code, None);
         }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).observe(&statistics);
     }
 }
 
@@ -96,7 +110,8 @@ impl ProducerContext for Acknowledgements {
             Ok(_) => self.slots.acknowledge(slot),
             Err((error, _)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                self.fail(Failure { code, slot: Some(slot) });
+                self.lost.store(self.lost.load(Relaxed) + 1, Relaxed);
+                self.fail(code, Some(slot));
             }
         }
     }
@@ -106,36 +121,69 @@ impl ProducerContext for Acknowledgements {
 pub(crate) struct Sender<T> {
     kafka: KafkaSettings,
     producer: BaseProducer<Acknowledgements>,
+    limits: Limits,
     flight: Flight<T>,
-    batches: Batches,
+    /// How many records the client takes.
+    capacity: u64,
+    /// Since when a failed producer is given time for what can still arrive.
+    draining: Option<Instant>,
     /// The time records are stamped with, in milliseconds since 1970: read now and then.
     clock: i64,
 }
 
 impl<T> Sender<T> {
+    /// Blocks while it asks Kafka for its limits.
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Sender<T>> {
-        let flight = Flight::new();
-        let producer = produce(kafka, Batches::Large, flight.slots())?;
-        Ok(Sender { kafka: kafka.clone(), producer, flight, batches: Batches::Large, clock: 0 })
+        let (flight, limits) = (Flight::new(), Limits::ask(kafka));
+        let (producer, capacity) = produce(kafka, &limits, flight.slots())?;
+        Ok(Sender { kafka: kafka.clone(), producer, limits, flight, capacity, draining: None, clock: 0 })
     }
 
-    /// Begins anew after a failure: what was on its way is forgotten, and is the caller's to send
-    /// again.
-    pub(crate) fn renew(&mut self, batches: Batches) -> Result<()> {
+    /// After a failure: whether all that could still be acknowledged is. What is queued is taken back;
+    /// what Kafka has already been sent may well arrive, and need not be sent again.
+    pub(crate) fn is_drained(&mut self) -> bool {
+        let since = *self.draining.get_or_insert_with(|| {
+            self.producer.purge(PurgeConfig::default().queue());
+            Instant::now()
+        });
+        self.flight.records() <= self.producer.context().lost.load(Relaxed) || since.elapsed() > DRAIN
+    }
+
+    /// Starts again with a new producer after a failure: what was on its way is forgotten, and is the
+    /// caller's to send again.
+    pub(crate) fn renew(&mut self) -> Result<()> {
         self.flight = Flight::new();
-        self.batches = batches;
+        self.draining = None;
         self.producer.purge(PurgeConfig::default().queue().inflight());
-        self.producer = produce(&self.kafka, batches, self.flight.slots())?;
+        self.limits = Limits::ask(&self.kafka);
+        (self.producer, self.capacity) = produce(&self.kafka, &self.limits, self.flight.slots())?;
         Ok(())
+    }
+
+    /// Whether a topic takes a record of this size.
+    pub(crate) fn fits(&self, topic: &str, bytes: usize) -> bool {
+        self.limits.fits(topic, bytes, 0)
+    }
+
+    /// Whether the errors topic takes this refusal.
+    pub(crate) fn fits_letter(&self, letter: &DeadLetter) -> bool {
+        let headers: usize = letter.headers.iter().map(|(key, value)| key.len() + value.len()).sum();
+        self.limits.fits(&self.kafka.errors_topic, letter.payload.len() + headers, letter.headers.len())
+    }
+
+    /// How many further records the client takes, as far as their number counts.
+    pub(crate) fn room(&self) -> u64 {
+        self.capacity.saturating_sub(self.flight.records())
+    }
+
+    /// Partitions that take nothing, though records wait for them.
+    pub(crate) fn stuck_partitions(&self) -> Vec<String> {
+        self.producer.context().partitions.lock().unwrap_or_else(PoisonError::into_inner).stuck()
     }
 
     /// Where the events of a type go.
     pub(crate) fn topic_of(&self, event_type: &EventType) -> &str {
         self.kafka.topic_of(event_type)
-    }
-
-    pub(crate) fn batches(&self) -> Batches {
-        self.batches
     }
 
     /// Reads the clock for the records that follow.
@@ -176,7 +224,7 @@ impl<T> Sender<T> {
                 Some(RDKafkaErrorCode::QueueFull) => Sent::Full,
                 code => {
                     let code = code.unwrap_or(RDKafkaErrorCode::Unknown);
-                    self.producer.context().fail(Failure { code, slot: Some(slot) });
+                    self.producer.context().fail(code, Some(slot));
                     Sent::Failed
                 }
             },
@@ -184,8 +232,8 @@ impl<T> Sender<T> {
     }
 
     /// Closes the open chunk.
-    pub(crate) fn close(&mut self, stands_for: T) {
-        self.flight.close(stands_for);
+    pub(crate) fn close(&mut self, file: u64, stands_for: T) {
+        self.flight.close(file, stands_for);
     }
 
     /// Lets the client's callbacks run for what has happened.
@@ -236,22 +284,24 @@ impl<T> Sender<T> {
     }
 
     /// What went wrong.
-    pub(crate) fn failure(&self) -> Option<Failure> {
-        self.producer.context().failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn failures(&self) -> Failures {
+        self.producer.context().failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-fn produce(kafka: &KafkaSettings, batches: Batches, slots: Arc<Slots>) -> Result<BaseProducer<Acknowledgements>> {
+/// A producer, and how many records it takes.
+fn produce(kafka: &KafkaSettings, limits: &Limits, slots: Arc<Slots>) -> Result<(BaseProducer<Acknowledgements>, u64)> {
     let mut config = runtime::kafka::producer(kafka, "onhand-importer");
-    match batches {
-        Batches::Large => {}
-        Batches::Small => {
-            config.set("batch.size", "16384");
-        }
-        Batches::Single => {
-            config.set("batch.num.messages", "1");
-        }
-    }
-    let context = Acknowledgements { slots, failed: AtomicBool::new(false), failure: Mutex::new(None) };
-    BaseProducer::from_config_and_context(&config, context).context("Kafka settings")
+    let batch = config.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(usize::MAX);
+    let capacity = config.get("queue.buffering.max.messages").and_then(|count| count.parse().ok()).unwrap_or(u64::MAX);
+    config.set("batch.size", batch.min(limits.batch()).to_string());
+    config.set("statistics.interval.ms", STATISTICS.as_millis().to_string());
+    let context = Acknowledgements {
+        slots,
+        failed: AtomicBool::new(false),
+        failures: Mutex::default(),
+        lost: AtomicU64::new(0),
+        partitions: Mutex::default(),
+    };
+    Ok((BaseProducer::from_config_and_context(&config, context).context("Kafka settings")?, capacity))
 }

@@ -55,7 +55,8 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
     let mut heard = (Instant::now(), 0);
     let mut told = Instant::now();
     while !ended || !desk.sender.flight().is_empty() {
-        if ended || desk.sender.flight().is_full() || desk.widen()? {
+        let flight = desk.sender.flight();
+        if ended || flight.is_full() || desk.sender.failed() || (reading.is_one_by_one() && reading.in_flight > 0) {
             desk.sender.wait();
         } else {
             match reading.step(&mut desk, true).with_context(|| path.display().to_string())? {
@@ -72,8 +73,10 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
         if let Some(recovery) = desk.recover()? {
             tracing::warn!("Kafka did not take everything ({}): it is sent again", recovery.reason);
             thread::sleep(recovery.pause);
-            if let Some(chunk) = recovery.oversized {
-                reading.is_oversized(chunk.last_line);
+            for (chunk, code) in &recovery.refused {
+                if let Err(reason) = reading.is_refused(chunk, *code) {
+                    bail!("{}: {reason}", path.display());
+                }
             }
             reading.rewind(false);
             reading.open(open(path, Links::Follow).with_context(|| path.display().to_string())?);

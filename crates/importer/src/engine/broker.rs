@@ -11,6 +11,9 @@ use crate::import::Stage;
 /// How long the broker may be silent before we say so.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// How often to look which partitions take nothing.
+const LOOK: Duration = Duration::from_millis(500);
+
 impl Engine {
     /// After a failure of the producer: whatever is not acknowledged is sent again.
     pub(super) fn recover(&mut self) -> Result<()> {
@@ -35,6 +38,12 @@ impl Engine {
         }
         self.pause = Instant::now() + recovery.pause;
         self.heard = (Instant::now(), 0);
+        for (chunk, code) in &recovery.refused {
+            let Some(import) = self.imports.get_mut(&chunk.file) else { continue };
+            if let Err(reason) = import.reading.is_refused(chunk, *code) {
+                import.failed(reason);
+            }
+        }
         let mut failed = Vec::new();
         for (number, import) in &mut self.imports {
             if import.stage == Stage::Failed {
@@ -44,9 +53,6 @@ impl Engine {
             }
             if import.reading.in_flight == 0 && import.reading.here.byte == import.reading.durable.byte {
                 continue;
-            }
-            if let Some(chunk) = recovery.oversized.as_ref().filter(|chunk| chunk.file == *number) {
-                import.reading.is_oversized(chunk.last_line);
             }
             if import.stage != Stage::Reading {
                 self.queue.push_back(*number);
@@ -72,6 +78,24 @@ impl Engine {
             self.silent = true;
             let broker = &self.settings.kafka.broker_url;
             self.health.ill("kafka", format!("waiting for Kafka at {broker}: {records} rows in flight"));
+        }
+        if now.duration_since(self.looked_at_partitions) > LOOK {
+            self.looked_at_partitions = now;
+            self.look_at_partitions(now);
+        }
+    }
+
+    /// Says which partitions take nothing while others do.
+    fn look_at_partitions(&mut self, now: Instant) {
+        let stuck = self.desk.sender.stuck_partitions();
+        self.desk.hold_back = !stuck.is_empty();
+        match stuck.first() {
+            None => self.health.well("partitions"),
+            Some(first) => {
+                let files = self.desk.sender.flight().files_waiting_since(now.checked_sub(SILENCE).unwrap_or(now));
+                let more = if stuck.len() > 1 { format!(" (and {} more)", stuck.len() - 1) } else { String::new() };
+                self.health.ill("partitions", format!("{first}{more}; {files} files wait for it"));
+            }
         }
     }
 }

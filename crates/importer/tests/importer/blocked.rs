@@ -50,7 +50,7 @@ fn while_done_cannot_be_written_it_says_so_and_new_files_are_imported_all_the_sa
         fs::write(house.input(format!(".{number}")), csv([number])).expect("a file");
         fs::rename(house.input(format!(".{number}")), house.input(format!("{number}.csv"))).expect("renamed");
     }
-    house.wait("rows of all files", || {
+    house.wait_long("rows of all files", || {
         let mut numbers = house.numbers();
         numbers.dedup();
         (numbers.len() == many + 1).then_some(())

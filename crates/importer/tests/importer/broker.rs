@@ -11,7 +11,7 @@ use rdkafka::{
     types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 
-use crate::house::{HEADER, House, csv, gzip, read_topic, row};
+use crate::house::{House, csv, gzip, read_topic, row};
 
 /// A cluster in this process whose answers can be chosen; topics are created by asking for them.
 fn mock() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, House) {
@@ -148,15 +148,33 @@ fn errors_of_the_broker_lose_no_row() {
 }
 
 #[test]
-fn a_row_that_kafka_never_takes_is_refused_alone() {
-    let (cluster, mut house) = mock();
-    // as many refusals as it takes to find one row: a large request, a small one, a single one
-    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
-    cluster.request_errors(RDKafkaApiKey::Produce, &[error; 3]);
+fn while_the_broker_is_frozen_it_stops_within_its_time_whatever_it_does() {
+    let root = tempfile::tempdir().expect("a directory");
+    let kafka = sandbox::Kafka::start(root.path()).expect("a Kafka of its own");
+    let mut house = House::at(&kafka.broker());
     house.start();
-    house.drop_in("a.csv", csv([]) + "\n\n" + &csv(0..3)[HEADER.len() + 1..]);
-    assert_eq!(house.counts("done", "a.csv"), (3, 2, 1, None));
-    let reason = house.errors()[0].json()["error"].as_str().map(str::to_owned).expect("a reason");
-    assert_eq!(reason, format!("the row is too large for the topic {} (its max.message.bytes)", house.events));
-    assert_eq!(house.text("rejected/a.csv").lines().count(), 2);
+    house.drop_in("first.csv", csv([0]));
+    house.receipt("done", "first.csv");
+    let mut times = Vec::new();
+    kafka.pause();
+    // with nothing to do
+    times.push(("idle", house.stop()));
+    // waiting for its topics
+    house.start();
+    house.wait_for_log("kafka: waiting for ");
+    times.push(("starting", house.stop()));
+    kafka.resume();
+    // with as much on its way as there can be
+    house.start();
+    house.drop_in("second.csv", csv([1]));
+    house.receipt("done", "second.csv");
+    kafka.pause();
+    house.drop_in("large.csv", csv(0..100_000));
+    house.wait_for_log("rows in flight");
+    times.push(("sending", house.stop()));
+    println!("{times:?}");
+    for (what, time) in &times {
+        assert!(*time < Duration::from_secs(8), "{what}: {times:?}");
+    }
+    kafka.resume();
 }

@@ -8,5 +8,6 @@ mod crash;
 mod house;
 mod late;
 mod many;
+mod refusals;
 mod single;
 mod writers;

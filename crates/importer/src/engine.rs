@@ -43,6 +43,8 @@ use crate::{
 /// How many files are open at a time, and how many are begun.
 const OPEN: usize = 64;
 const BEGUN: usize = 10_000;
+/// How many names wait for their turn, other than by a listing.
+const NAMES: usize = 1_000;
 /// How long the end may take.
 const FAREWELL: Duration = Duration::from_secs(6);
 const RETRY: Duration = Duration::from_secs(1);
@@ -372,7 +374,11 @@ impl Engine {
             }
             None if matches!(named(&name), Named::Csv | Named::Gzip) => {
                 self.troubles.changed(&name, Instant::now());
-                self.scan.hint(true);
+                if self.waiting.len() < NAMES {
+                    self.waiting.push_back(name);
+                } else {
+                    self.scan.hint(true);
+                }
             }
             None => {}
         }

@@ -295,6 +295,8 @@ fn produce(kafka: &KafkaSettings, limits: &Limits, slots: Arc<Slots>) -> Result<
     let batch = config.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(usize::MAX);
     let capacity = config.get("queue.buffering.max.messages").and_then(|count| count.parse().ok()).unwrap_or(u64::MAX);
     config.set("batch.size", batch.min(limits.batch()).to_string());
+    // a row alone need not wait for company; when there are many, they wait for those before them
+    config.set("linger.ms", "0");
     config.set("statistics.interval.ms", STATISTICS.as_millis().to_string());
     let context = Acknowledgements {
         slots,

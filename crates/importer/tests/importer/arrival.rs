@@ -47,13 +47,17 @@ fn a_row_becomes_a_record_and_a_bad_row_comes_back() {
     ));
 }
 
+/// What the quickest of some attempts takes: a busy machine may hold anything up.
+fn quickest(mut attempt: impl FnMut(usize) -> Duration) -> Duration {
+    (0..10).map(&mut attempt).min().expect("an attempt")
+}
+
 #[test]
-fn a_file_is_finished_within_a_second_of_being_complete() {
+fn a_file_is_finished_as_soon_as_it_has_been_quiet() {
     let house = House::started();
     house.wait_for_log("are imported");
     for kind in ["copied.csv", "moved.csv", "packed.csv.gz"] {
-        // a busy machine may hold anything up: one of ten shows that nothing in the way takes longer
-        let quick = (0..10).any(|attempt| {
+        let time = quickest(|attempt| {
             let name = format!("{attempt}-{kind}");
             let content = if kind.ends_with("gz") { gzip(csv(0..10)) } else { csv(0..10).into_bytes() };
             match kind {
@@ -62,10 +66,34 @@ fn a_file_is_finished_within_a_second_of_being_complete() {
             }
             let complete = Instant::now();
             assert_eq!(house.counts("done", &name), (10, 10, 0, None), "{name}");
-            complete.elapsed() < Duration::from_secs(1)
+            complete.elapsed()
         });
-        assert!(quick, "{kind}");
+        // IMPORT_QUIET_MS is 250
+        assert!((200..400).contains(&time.as_millis()), "{kind}: {time:?}");
     }
+}
+
+#[test]
+fn a_row_is_on_its_topic_within_milliseconds() {
+    let house = House::started();
+    house.drop_in("first.csv", csv([0]));
+    house.receipt("done", "first.csv");
+    let consumer = house.follow_events();
+    let mut times: Vec<_> = (1..=40)
+        .map(|number| {
+            fs::write(house.input(".coming"), csv([number])).expect("a file");
+            let begun = Instant::now();
+            fs::rename(house.input(".coming"), house.input(format!("{number}.csv"))).expect("its name");
+            consumer.poll(Duration::from_secs(10)).expect("a record in time").expect("a record");
+            let time = begun.elapsed();
+            house.receipt("done", &format!("{number}.csv"));
+            time
+        })
+        .collect();
+    times.sort();
+    println!("fastest {:?}, median {:?}", times[0], times[times.len() / 2]);
+    // a busy machine may hold anything up: the fastest ones show what stands in the way
+    assert!(times[3] < Duration::from_millis(5), "{times:?}");
 }
 
 #[test]
@@ -99,15 +127,20 @@ fn without_the_watcher_the_scan_alone_finds_everything() {
     house.drop_in("before.csv", csv(0..3));
     house.start();
     assert_eq!(house.counts("done", "before.csv"), (3, 3, 0, None));
-    let mut file = File::create(house.input("grows.csv")).expect("a file");
-    write!(file, "{}", csv(3..5)).expect("written");
-    house.wait("the rows", || (house.events().len() == 5).then_some(()));
-    write!(file, "{}\n{}", row(5), row(6)).expect("written");
-    drop(file);
-    let begun = Instant::now();
-    assert_eq!(house.counts("done", "grows.csv"), (4, 4, 0, None));
-    assert!(begun.elapsed() < Duration::from_millis(1_500), "it took {:?}", begun.elapsed());
-    assert_eq!(house.numbers(), (0..7).collect::<Vec<_>>());
+    let time = quickest(|attempt| {
+        let (name, first) = (format!("grows{attempt}.csv"), 3 + 4 * attempt);
+        let mut file = File::create(house.input(&name)).expect("a file");
+        write!(file, "{}", csv(first..first + 2)).expect("written");
+        house.wait("the rows", || (house.events().len() == first + 2).then_some(()));
+        write!(file, "{}\n{}\n", row(first + 2), row(first + 3)).expect("written");
+        drop(file);
+        let complete = Instant::now();
+        assert_eq!(house.counts("done", &name), (4, 4, 0, None));
+        complete.elapsed()
+    });
+    // IMPORT_QUIET_MS, and the time to notice that it was written to
+    assert!(time < Duration::from_millis(700), "{time:?}");
+    assert_eq!(house.numbers(), (0..43).collect::<Vec<_>>());
 }
 
 #[test]

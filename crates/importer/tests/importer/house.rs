@@ -256,6 +256,19 @@ impl House {
         names
     }
 
+    /// A consumer of what comes to the events topic from now on.
+    pub(crate) fn follow_events(&self) -> BaseConsumer {
+        let consumer = consumer(&self.broker);
+        let metadata = consumer.fetch_metadata(Some(&self.events), Duration::from_secs(10)).expect("metadata");
+        let mut assignment = TopicPartitionList::new();
+        for partition in metadata.topics()[0].partitions() {
+            let (_, end) = watermarks(&consumer, &self.events, partition.id());
+            assignment.add_partition_offset(&self.events, partition.id(), Offset::Offset(end)).expect("a partition");
+        }
+        consumer.assign(&assignment).expect("assigned");
+        consumer
+    }
+
     /// All records on the events topic now, each partition's in its order.
     pub(crate) fn events(&self) -> Vec<Record> {
         read_topic(&self.broker, &self.events)
@@ -285,16 +298,20 @@ impl Drop for House {
     }
 }
 
-/// All that is on a topic now.
-pub(crate) fn read_topic(broker: &str, topic: &str) -> Vec<Record> {
-    let timeout = Duration::from_secs(10);
-    let consumer: BaseConsumer = ClientConfig::new()
+fn consumer(broker: &str) -> BaseConsumer {
+    ClientConfig::new()
         .set("bootstrap.servers", broker)
         .set("group.id", "tests")
         .set("enable.auto.commit", "false")
         .set("fetch.wait.max.ms", "10")
         .create()
-        .expect("a consumer");
+        .expect("a consumer")
+}
+
+/// All that is on a topic now.
+pub(crate) fn read_topic(broker: &str, topic: &str) -> Vec<Record> {
+    let timeout = Duration::from_secs(10);
+    let consumer = consumer(broker);
     let metadata = consumer.fetch_metadata(Some(topic), timeout).expect("metadata");
     let mut assignment = TopicPartitionList::new();
     let mut left = 0;

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     directory::Directory,
-    names::{Named, hex, named, receipt_name},
+    names::{Named, named, receipt_name},
     receipt::{Finished, Stored},
     source::FileState,
 };
@@ -169,7 +169,7 @@ fn compare(path: &Path, finished: &Finished, state: FileState) -> io::Result<Fou
             Err(error) => return Err(error),
         }
     }
-    Ok(match hex(&hash.finalize()) == finished.receipt.sha256 {
+    Ok(match hex::encode(hash.finalize()) == finished.receipt.sha256 {
         false => Found::Other,
         true if state.size > bytes => Found::Grown,
         true => Found::Same,

@@ -41,7 +41,7 @@ pub(crate) fn named(name: &OsStr) -> Named {
 
 /// A short name for the files that belong to `name` while it is being read.
 pub(crate) fn key(name: &OsStr) -> String {
-    hex(&Sha256::digest(name.as_bytes())[..16])
+    hex::encode(&Sha256::digest(name.as_bytes())[..16])
 }
 
 /// `NAME.receipt.json`
@@ -87,22 +87,6 @@ pub(crate) fn free_name(directory: &Path, name: &OsStr) -> OsString {
         }
         number += 1;
     }
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// The bytes of hexadecimal digits.
-pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
 }
 
 fn joined(stem: &[u8], end: &[u8]) -> OsString {
@@ -166,11 +150,5 @@ mod tests {
         assert!(free.len() <= LONGEST && free.to_str().is_some_and(|free| free.ends_with("ü-2.csv")), "{free:?}");
         assert!(receipt.len() <= LONGEST && receipt.to_str().is_some_and(|name| name.ends_with(".receipt.json")));
         assert_ne!(receipt, receipt_name(OsStr::new(&name)));
-    }
-
-    #[test]
-    fn names_survive_hexadecimal() {
-        assert_eq!(unhex(&hex(b"\xff\0a")), Some(b"\xff\0a".to_vec()));
-        assert_eq!(unhex("abc"), None);
     }
 }

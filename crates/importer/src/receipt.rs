@@ -10,11 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{
-    mark::Mark,
-    names::{hex, unhex},
-    source::FileState,
-};
+use crate::{mark::Mark, source::FileState};
 
 /// What became of a file: `NAME.receipt.json` beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,23 +169,23 @@ impl Progress {
     }
 
     pub(crate) fn name(&self) -> Option<OsString> {
-        unhex(&self.name).map(OsString::from_vec)
+        hex::decode(&self.name).ok().map(OsString::from_vec)
     }
 }
 
 /// The bytes of a name, for a record.
 pub(crate) fn name_to_hex(name: &std::ffi::OsStr) -> String {
-    hex(name.as_bytes())
+    hex::encode(name.as_bytes())
 }
 
 /// The name in a record.
 pub(crate) fn name_from_hex(text: &str) -> OsString {
-    OsString::from_vec(unhex(text).unwrap_or_default())
+    OsString::from_vec(hex::decode(text).unwrap_or_default())
 }
 
 /// The digest so far, as text; the hash goes on.
 pub(crate) fn digest(hash: &Sha256) -> String {
-    hex(&hash.clone().finalize())
+    hex::encode(hash.clone().finalize())
 }
 
 /// The time, RFC 3339 in UTC.

@@ -271,7 +271,9 @@ impl Engine {
         self.next_number += 1;
         let number = self.next_number;
         let mut reading = Reading::new(number, shown, gzip, Some(refused_file.clone()));
-        reading.is_careful = self.troubles.is_failing(&name);
+        if self.troubles.is_failing(&name) {
+            reading.be_careful();
+        }
         let mut started_at = now();
         // a file in trouble is begun again and again
         let told = self.troubles.has(&name);

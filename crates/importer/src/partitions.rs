@@ -18,8 +18,12 @@ struct Known {
     /// The last one that is.
     acknowledged: u64,
     has_leader: bool,
-    is_stuck: bool,
+    /// For how many statistics it has not gone on, though records wait.
+    standing: u32,
 }
+
+/// How many statistics say that a partition takes nothing, and not that the broker is busy.
+const STUCK: u32 = 2;
 
 impl Partitions {
     pub(crate) fn observe(&mut self, statistics: &Statistics) {
@@ -41,7 +45,7 @@ impl Partitions {
 
     /// `events partition 3 (no leader)`
     pub(crate) fn stuck(&self) -> Vec<String> {
-        let stuck = self.known.iter().filter(|(_, known)| known.is_stuck);
+        let stuck = self.known.iter().filter(|(_, known)| known.standing >= STUCK);
         stuck
             .map(|((topic, partition), known)| {
                 let leader = if known.has_leader { "" } else { ", which has no leader" };
@@ -51,12 +55,12 @@ impl Partitions {
     }
 }
 
-/// A partition is stuck when records wait for it and none was acknowledged since the last time.
+/// A partition stands when records wait for it and none was acknowledged since the last time.
 fn judge(before: Option<Known>, now: &Partition) -> Known {
     let (waiting, acknowledged) = (now.msgq_cnt + now.xmit_msgq_cnt + now.msgs_inflight, now.acked_msgid);
-    let is_stuck =
-        waiting > 0 && before.is_some_and(|before| before.waiting > 0 && before.acknowledged == acknowledged);
-    Known { waiting, acknowledged, has_leader: now.leader >= 0, is_stuck }
+    let before = before.filter(|before| waiting > 0 && before.waiting > 0 && before.acknowledged == acknowledged);
+    let standing = before.map_or(0, |before| before.standing + 1);
+    Known { waiting, acknowledged, has_leader: now.leader >= 0, standing }
 }
 
 #[cfg(test)]
@@ -64,18 +68,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_is_stuck_when_records_wait_and_none_is_acknowledged() {
-        let seen = |waiting, acknowledged, leader| Partition {
-            msgq_cnt: waiting,
-            acked_msgid: acknowledged,
-            leader,
-            ..Partition::default()
-        };
-        let first = judge(None, &seen(5, 10, -1));
-        assert!(!first.is_stuck, "it may have been the first moment");
-        assert!(judge(Some(first), &seen(5, 10, -1)).is_stuck);
-        assert!(!judge(Some(first), &seen(0, 10, 1)).is_stuck, "nothing waits");
-        assert!(!judge(Some(first), &seen(5, 20, 1)).is_stuck, "it goes on");
-        assert!(!judge(Some(judge(None, &seen(0, 10, 1))), &seen(5, 10, 1)).is_stuck, "they have just come");
+    fn a_partition_stands_when_records_wait_and_none_is_acknowledged() {
+        let seen =
+            |waiting, acknowledged| Partition { msgq_cnt: waiting, acked_msgid: acknowledged, ..Partition::default() };
+        let first = judge(None, &seen(5, 10));
+        assert_eq!(first.standing, 0, "they may have just come");
+        let second = judge(Some(first), &seen(5, 10));
+        assert_eq!((second.standing, judge(Some(second), &seen(6, 10)).standing), (1, 2));
+        assert_eq!(judge(Some(second), &seen(0, 10)).standing, 0, "nothing waits");
+        assert_eq!(judge(Some(second), &seen(5, 20)).standing, 0, "it goes on");
+        assert_eq!(judge(Some(judge(None, &seen(0, 10))), &seen(5, 10)).standing, 0, "they have just come");
     }
 }

@@ -61,7 +61,7 @@ pub(crate) struct Reading {
     refused_file: Option<PathBuf>,
     /// Whether a refused row is kept before its refusal is sent, because keeping one has failed:
     /// otherwise it would be sent again at every try, and what stands around it.
-    pub(crate) is_careful: bool,
+    is_careful: bool,
     /// How far it is read.
     pub(crate) here: Mark,
     /// How far it is acknowledged.
@@ -74,7 +74,8 @@ pub(crate) struct Reading {
     replay: Option<Progress>,
     /// Rows that Kafka does not take because of their size, by their first byte, and how often.
     oversized: BTreeMap<u64, u8>,
-    /// Up to this byte, one record at a time: Kafka has refused one of them.
+    /// Up to this byte, one record at a time: Kafka has refused one of them. The largest number stands
+    /// for the next row alone.
     one_by_one_until: u64,
 }
 
@@ -139,6 +140,11 @@ impl Reading {
     /// A chunk of it is acknowledged.
     pub(crate) fn landed(&mut self, mark: Mark) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        if self.one_by_one_until == u64::MAX
+            && mark.accepted + mark.refused > self.durable.accepted + self.durable.refused
+        {
+            self.one_by_one_until = 0;
+        }
         self.durable = mark;
     }
 
@@ -166,6 +172,13 @@ impl Reading {
             return Err(format!("Kafka refuses what becomes of its line {}: {code}", chunk.mark.line));
         }
         Ok(())
+    }
+
+    /// Importing it has failed before. What it failed at may be the first row: that one goes alone, so
+    /// that nothing around it is sent at every try.
+    pub(crate) fn be_careful(&mut self) {
+        self.is_careful = true;
+        self.one_by_one_until = u64::MAX;
     }
 
     /// Whether the next record must wait for the acknowledgement of the one before.

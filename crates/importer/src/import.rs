@@ -24,6 +24,9 @@ use crate::{
 const SLICE: Duration = Duration::from_millis(50);
 /// How long a part of a file may wait for its acknowledgement before no more of it is sent.
 const STALL: Duration = Duration::from_secs(1);
+/// How many rows may be read beyond the first one that is not acknowledged: a crash repeats no more,
+/// even where one partition is slower than the others.
+const MOST_AHEAD: u64 = 60_000;
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// Where a file stands.
@@ -188,7 +191,8 @@ impl Import {
             self.reading.source = None;
             return Some(Slice::Park);
         }
-        (is_stalled || left == 0 || self.reading.is_one_by_one()).then_some(Slice::Wait)
+        let is_ahead = self.reading.rows_ahead() >= MOST_AHEAD;
+        (is_stalled || is_ahead || left == 0 || self.reading.is_one_by_one()).then_some(Slice::Wait)
     }
 
     /// At the end of what is there, with a last line without a line break or not: None when the

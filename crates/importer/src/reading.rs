@@ -2,31 +2,21 @@
 //! nothing of directories, of other files, or of when a file is complete.
 
 mod again;
+mod rows;
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
-use events::{DeadLetter, Header, Row, RowError, RowReader, dead_letter::RowPlace, row::is_blank};
-
+use events::{Header, RowReader, row::is_blank};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::{
     desk::{BUFFER, Chunk, Desk, is_about_size},
-    lines::{LONGEST, Lines, Piece, SHOWN},
+    lines::{Lines, Piece},
     mark::{Mark, Tail},
     receipt::{Progress, digest},
-    refused,
-    sender::{Sender, Sent},
+    sender::Sender,
     source::{Source, SourceError},
 };
-
-/// How much may be written to the file of refused rows at a time.
-const REFUSED: usize = 512 * 1024;
 
 /// The longest header line, which is kept as long as its file is being imported.
 const LONGEST_HEADER: usize = 8 * 1024;
@@ -125,6 +115,12 @@ impl Reading {
     /// The number it was given.
     pub(crate) fn number(&self) -> u64 {
         self.id
+    }
+
+    /// Rows between what is acknowledged and what is read.
+    pub(crate) fn rows_ahead(&self) -> u64 {
+        let rows = |mark: &Mark| mark.accepted + mark.refused;
+        rows(&self.here).saturating_sub(rows(&self.durable))
     }
 
     /// The type of its events, when known.
@@ -261,92 +257,6 @@ impl Reading {
         Ok(step)
     }
 
-    /// Sends the lines of a buffer, `most` records of them.
-    fn send_rows(
-        &mut self,
-        sender: &mut Sender<Chunk>,
-        row: &mut Row,
-        refused: &mut Vec<u8>,
-        lines: &mut Lines<'_>,
-        mark: &mut Mark,
-        most: u64,
-    ) -> io::Result<Step> {
-        let mut sent = 0;
-        while let Some(piece) = lines.next() {
-            let Some(rows) = self.rows.as_mut() else { break };
-            let byte = self.here.byte + lines.start() as u64;
-            let known = if self.oversized.is_empty() { None } else { self.oversized.get(&byte) };
-            let (line, error) = match piece {
-                Piece::Line(line) if is_blank(line) => {
-                    mark.line += 1;
-                    continue;
-                }
-                Piece::Line(line) if known.is_some() => too_large(line, &self.topic),
-                Piece::Line(line) => match rows.read(line, row) {
-                    Ok(()) if !sender.fits(&self.topic, row.key.len() + row.payload.len()) => {
-                        too_large(line, &self.topic)
-                    }
-                    Ok(()) => match deliver(sender, |sender| sender.send(&self.topic, &row.key, &row.payload)) {
-                        Sent::Yes => {
-                            mark.line += 1;
-                            mark.accepted += 1;
-                            sent += 1;
-                            if sent >= most {
-                                return Ok(Step::More);
-                            }
-                            continue;
-                        }
-                        Sent::Full | Sent::Failed => {
-                            lines.take_back();
-                            return Ok(Step::Blocked);
-                        }
-                    },
-                    Err(error) => (line, error),
-                },
-                Piece::TooLong(shown) => {
-                    let error = format!("the line is longer than {LONGEST} bytes, these are its first {SHOWN}");
-                    (shown, RowError { error, column: None, columns: None })
-                }
-            };
-            let (ends_in_error, width) = (rows.header().ends_in_error, rows.header().width);
-            if self.is_careful && mark.line > self.here.line {
-                // what is before it need not be sent again, whatever becomes of it
-                lines.take_back();
-                return Ok(Step::More);
-            }
-            let before = refused.len();
-            refused::row(refused, line, &error.error, ends_in_error, width);
-            let kept = mark.refused_bytes;
-            if self.is_careful {
-                self.keep_refused(refused, mark)?;
-                refused.clear();
-            }
-            let place = RowPlace { file: &self.name, line: mark.line + 1, byte, column: error.column };
-            let letter = DeadLetter::of_row(place, &self.topic, line, &error);
-            let gone = known.is_some_and(|times| *times > 1) || !sender.fits_letter(&letter);
-            if gone {
-                tracing::error!(
-                    "{:?}, line {}: the errors topic does not take it either: {}",
-                    self.name,
-                    place.line,
-                    error.error
-                );
-            } else if deliver(sender, |sender| sender.send_letter(&letter)) != Sent::Yes {
-                lines.take_back();
-                refused.truncate(before);
-                mark.refused_bytes = kept;
-                return Ok(Step::Blocked);
-            }
-            mark.line += 1;
-            mark.refused += 1;
-            sent += 1;
-            if sent >= most || refused.len() > REFUSED {
-                return Ok(Step::More);
-            }
-        }
-        Ok(Step::More)
-    }
-
     /// Finds the header line. An error says what is wrong with the file.
     fn read_header(&mut self, sender: &Sender<Chunk>, lines: &mut Lines<'_>, mark: &mut Mark) -> Result<(), String> {
         while let Some(piece) = lines.next() {
@@ -369,27 +279,6 @@ impl Reading {
         Ok(())
     }
 
-    /// Writes refused rows to their file, behind those that are there.
-    fn keep_refused(&self, rows: &mut Vec<u8>, mark: &mut Mark) -> io::Result<()> {
-        let (Some(path), Some(reader)) = (&self.refused_file, &self.rows) else { return Ok(()) };
-        self.write_refused(path, reader, rows, mark).map_err(|error| {
-            io::Error::new(error.kind(), format!("its refused rows can't be written to rejected/: {error}"))
-        })
-    }
-
-    fn write_refused(&self, path: &Path, reader: &RowReader, rows: &mut Vec<u8>, mark: &mut Mark) -> io::Result<()> {
-        if mark.refused_bytes == 0 {
-            let mut header = Vec::new();
-            refused::header(&mut header, &self.header_line, reader.header().ends_in_error);
-            rows.splice(..0, header);
-        }
-        let file = File::options().create(true).write(true).truncate(false).open(path)?;
-        file.set_len(mark.refused_bytes)?;
-        file.write_all_at(rows, mark.refused_bytes)?;
-        mark.refused_bytes += rows.len() as u64;
-        Ok(())
-    }
-
     /// Reads on to the end without sending, a buffer at a time; then the whole file's size and
     /// SHA-256.
     pub(crate) fn whole(&mut self, desk: &mut Desk, beyond: &mut Mark) -> io::Result<Option<(u64, String)>> {
@@ -406,22 +295,6 @@ impl Reading {
         };
         beyond.pass(&desk.buffer[..filled]);
         Ok((filled == 0).then(|| (beyond.byte, digest(&beyond.hash))))
-    }
-}
-
-/// A row that is larger than its topic takes.
-fn too_large<'a>(line: &'a [u8], topic: &str) -> (&'a [u8], RowError) {
-    let error = format!("the row is too large for the topic {topic} (its max.message.bytes)");
-    (&line[..line.len().min(SHOWN)], RowError { error, column: None, columns: None })
-}
-
-/// Sends, and waits a while when there is no room.
-fn deliver(sender: &mut Sender<Chunk>, mut send: impl FnMut(&mut Sender<Chunk>) -> Sent) -> Sent {
-    loop {
-        match send(sender) {
-            Sent::Full if sender.make_room() => {}
-            sent => return sent,
-        }
     }
 }
 

@@ -74,10 +74,10 @@ fn killed_at_random_moments_it_loses_no_row_and_finishes_the_file() {
         assert_eq!((receipt.rows, receipt.accepted, receipt.error.as_deref()), (rows as u64, rows as u64, None));
         let repeated = check(&house.events(), rows);
         println!("{kills} kills, {repeated} rows repeated");
-        // what can be in flight of one file (33,000), and what is acknowledged within 50 ms; from the
-        // beginning each time it would be 80,000 + 160,000 + 240,000 + 320,000
+        // what may be ahead of the first row that is not acknowledged (60,000), and what is acknowledged
+        // within 50 ms; from the beginning each time it would be 80,000 + 160,000 + 240,000 + 320,000
         assert_eq!(kills, 4);
-        assert!(repeated <= kills * 70_000, "{repeated} of {rows} rows repeated in {kills} kills");
+        assert!(repeated <= kills * 100_000, "{repeated} of {rows} rows repeated in {kills} kills");
         assert_eq!(house.in_progress(), [""; 0]);
     }
 }

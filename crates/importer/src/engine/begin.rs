@@ -1,0 +1,161 @@
+//! The engine's part that finds files, begins them, and gives up on them for a while.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    time::Instant,
+};
+
+use super::{Engine, NAMES};
+use crate::{
+    directory::{Directory, remove},
+    figures,
+    import::{Import, Stage},
+    names::{Named, named},
+    reading::Reading,
+    receipt::{Stored, now},
+    source::open,
+    trouble::Kind,
+};
+
+impl Engine {
+    /// Takes up a file of `input/`.
+    pub(super) fn begin(&mut self, name: OsString) {
+        let is_known = self.numbers.contains_key(&name) || self.ends.is_waiting(&name);
+        if is_known || !self.troubles.is_due(&name, Instant::now()) {
+            return;
+        }
+        let path = self.directory.input.join(&name);
+        let opened = open(&path, self.settings.links()).and_then(|file| Ok((file.metadata()?, file)));
+        let (metadata, file) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                if path.symlink_metadata().is_ok() {
+                    let dangling = error.kind() == io::ErrorKind::NotFound;
+                    let reason = if dangling { "is a link to nowhere".into() } else { error.to_string() };
+                    self.troubles.tell(&self.directory, &name, Kind::Unreadable, &reason);
+                }
+                return;
+            }
+        };
+        let refused_file = self.directory.refused_of(&name);
+        let shown = name.to_string_lossy().into_owned();
+        let gzip = named(&name) == Named::Gzip;
+        self.next_number += 1;
+        let number = self.next_number;
+        let mut reading = Reading::new(number, shown, gzip, Some(refused_file.clone()));
+        if self.troubles.is_failing(&name) {
+            reading.be_careful();
+        }
+        let mut started_at = now();
+        // a file in trouble is begun again and again
+        let told = self.troubles.has(&name);
+        let known = match Stored::read(&self.directory.progress_of(&name)) {
+            Some(Stored::Finished(finished)) => {
+                let Some(progress) = self.changed_since(&name, *finished, (&metadata).into()) else { return };
+                Some(progress)
+            }
+            Some(Stored::Reading(progress)) => Some(progress),
+            None => None,
+        };
+        if let Some(progress) = known {
+            let kept = std::fs::metadata(&refused_file).map_or(0, |metadata| metadata.len());
+            if kept >= progress.refused_bytes {
+                if !told {
+                    tracing::info!("going on with {name:?} at line {}", progress.line + 1);
+                }
+                started_at = progress.started_at.clone();
+                reading.go_on_from(progress);
+            }
+        } else if !told {
+            // its size is told at the end: it may still be being written
+            tracing::info!("importing {name:?}");
+        }
+        reading.open(file);
+        self.imports
+            .insert(number, Import::new(name.clone(), path, self.settings.links(), reading, &metadata, started_at));
+        self.numbers.insert(name, number);
+        self.queue.push_back(number);
+    }
+
+    /// The file is not what it was: what was read of it stays on the topic, and it is read again.
+    pub(super) fn begin_anew(&mut self, number: u64, why: &str) {
+        let Some(import) = self.imports.get(&number) else { return };
+        let name = import.name.clone();
+        tracing::warn!("{name:?} is imported anew: {why}");
+        let removed = remove(&self.directory.progress_of(&name)).and(remove(&self.directory.refused_of(&name)));
+        if let Err(error) = removed {
+            self.troubles.tell(&self.directory, &name, Kind::Failing, &error.to_string());
+        }
+        self.forget(number);
+        self.waiting.push_front(name);
+    }
+
+    pub(super) fn forget(&mut self, number: u64) {
+        if let Some(import) = self.imports.remove(&number) {
+            self.numbers.remove(&import.name);
+        }
+    }
+
+    /// Gives up on a file for now: what is acknowledged of it is kept, the rest is sent again when its
+    /// turn comes again.
+    pub(super) fn give_up(&mut self, number: u64) {
+        let Some(import) = self.imports.get(&number) else { return };
+        let (name, reason) = (import.name.clone(), import.failure.clone().unwrap_or_default());
+        if import.reading.durable.byte > 0 {
+            self.write_progress(number);
+        }
+        self.troubles.tell(&self.directory, &name, Kind::Failing, &reason);
+        self.report_failing();
+        self.forget(number);
+    }
+
+    /// Says which files fail, until none does.
+    pub(super) fn report_failing(&self) {
+        match self.troubles.failing() {
+            Some(why) => self.health.ill("files", why),
+            None => self.health.well("files"),
+        }
+    }
+
+    pub(super) fn look_for_files(&mut self) {
+        let (numbers, ends, troubles, now) = (&self.numbers, &self.ends, &self.troubles, Instant::now());
+        let known = |name: &OsStr| numbers.contains_key(name) || ends.is_waiting(name) || !troubles.is_due(name, now);
+        match self.scan.list(&self.directory.input, known) {
+            Ok(names) => {
+                self.waiting = names.into();
+                self.troubles.keep(&self.directory, |path| path.symlink_metadata().is_ok());
+                self.report_failing();
+                self.note("input", Ok(()));
+            }
+            Err(error) => {
+                self.note("input", Err(error));
+                let _ = Directory::create(&self.settings.directory);
+            }
+        }
+        figures::in_flight(self.desk.sender.flight().records(), self.imports.len());
+    }
+
+    /// The system told of a change.
+    pub(super) fn changed(&mut self, name: OsString) {
+        match self.numbers.get(&name) {
+            Some(number) => {
+                if let Some(import) = self.imports.get_mut(number)
+                    && import.stage == Stage::Parked
+                {
+                    import.stage = Stage::Reading;
+                    self.queue.push_back(*number);
+                }
+            }
+            None if matches!(named(&name), Named::Csv | Named::Gzip) => {
+                self.troubles.changed(&name, Instant::now());
+                if self.waiting.len() < NAMES {
+                    self.waiting.push_back(name);
+                } else {
+                    self.scan.hint(true);
+                }
+            }
+            None => {}
+        }
+    }
+}

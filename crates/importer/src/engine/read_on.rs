@@ -45,7 +45,9 @@ impl Engine {
                 }
                 Err(error) => {
                     self.cannot_read_on(path, &error);
-                    if let Err(error) = complete(&self.directory, &mut finished) {
+                    if self.directory.progress_of(&name).exists()
+                        && let Err(error) = complete(&self.directory, &mut finished)
+                    {
                         tracing::error!("{}: {error}", receipt.display());
                     }
                 }

@@ -30,16 +30,16 @@ fn a_large_file_does_not_hold_up_small_ones_and_stays_within_the_memory() {
     let house = House::started();
     let mut large = std::io::BufWriter::new(File::create(house.input(".large")).expect("a file"));
     writeln!(large, "{HEADER}").expect("written");
-    for number in 0..300_000 {
+    for number in 0..1_000_000 {
         writeln!(large, "{}", row(number)).expect("written");
     }
     drop(large);
     fs::rename(house.input(".large"), house.input("large.csv")).expect("renamed");
     house.wait("the first rows", || (house.text("log").contains("importing \"large.csv\"")).then_some(()));
-    house.drop_in("small.csv", csv([400_000]));
+    house.drop_in("small.csv", csv([2_000_000]));
     house.receipt("done", "small.csv");
     assert!(house.input("large.csv").exists(), "the large one goes on");
-    assert_eq!(house.counts("done", "large.csv"), (300_000, 300_000, 0, None));
+    assert_eq!(house.counts("done", "large.csv"), (1_000_000, 1_000_000, 0, None));
     assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
 }
 

@@ -82,7 +82,7 @@ impl Engine {
     pub(super) fn begin_anew(&mut self, number: u64, why: &str) {
         let Some(import) = self.imports.get(&number) else { return };
         let name = import.name.clone();
-        tracing::warn!("{name:?} is imported anew: {why}");
+        tracing::warn!("{name:?} is imported again: {why}");
         let removed = remove(&self.directory.progress_of(&name)).and(remove(&self.directory.refused_of(&name)));
         if let Err(error) = removed {
             self.troubles.tell(&self.directory, &name, Kind::Failing, &error.to_string());

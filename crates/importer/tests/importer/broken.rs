@@ -280,7 +280,7 @@ fn a_file_that_is_cut_while_being_read_is_read_anew() {
     fs::write(house.input("a.csv"), csv(0..10)).expect("written");
     house.wait("its rows", || (house.events().len() == 10).then_some(()));
     fs::write(house.input("a.csv"), csv(20..22)).expect("written");
-    house.wait_for_log("is imported anew");
+    house.wait_for_log("is imported again");
     drop(held);
     assert_eq!(house.counts("done", "a.csv"), (2, 2, 0, None));
     assert_eq!(house.numbers(), (0..10).chain(20..22).collect::<Vec<_>>());
@@ -297,7 +297,7 @@ fn a_file_that_is_overwritten_in_place_while_being_read_is_read_anew() {
     assert_eq!(other.len(), csv(10..20).len());
     std::os::unix::fs::FileExt::write_all_at(&held, other.as_bytes(), 0).expect("written");
     house.wait("the new rows", || (house.events().len() == 20).then_some(()));
-    house.wait_for_log("is imported anew: it was overwritten while being read");
+    house.wait_for_log("is imported again: it was overwritten while being read");
     drop(held);
     assert_eq!(house.counts("done", "a.csv"), (10, 10, 0, None));
     assert_eq!(house.numbers(), (0..20).collect::<Vec<_>>());

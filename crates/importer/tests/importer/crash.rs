@@ -113,7 +113,7 @@ fn a_file_that_was_changed_meanwhile_is_begun_anew() {
     drop(file);
     house.start();
     assert_eq!(house.counts("done", "a.csv"), (100, 100, 0, None));
-    house.wait_for_log("is imported anew");
+    house.wait_for_log("is imported again");
     assert_eq!(house.numbers(), (0..50).chain(100..200).collect::<Vec<_>>());
 }
 

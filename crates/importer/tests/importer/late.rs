@@ -132,7 +132,7 @@ fn a_file_that_is_overwritten_before_it_could_be_moved_is_read_again() {
         let mut numbers = house.numbers();
         numbers.dedup();
         assert!(numbers.contains(&(first + 100)), "the new row of {name} is missing");
-        house.wait_for_log(&format!("{name:?} is imported anew: its first "));
+        house.wait_for_log(&format!("{name:?} is imported again: its first "));
     }
     house.drop_in("other.csv", csv([900]));
     house.receipt("done", "other.csv");

@@ -1,0 +1,213 @@
+//! Servers with topics and a database of its own for each test.
+
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use projection::{Settings, TRANSACTION_TIMEOUT};
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers,
+    producer::{BaseProducer, BaseRecord, Producer},
+};
+use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, kafka};
+use sandbox::shared;
+use sqlx::PgPool;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::division::{Desk, Division, TABLES};
+
+/// How long a condition may take to become true.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct House {
+    pub settings: Settings,
+    pub health: Health,
+    pub desk: Arc<Desk>,
+    /// The test's own connections.
+    pub pool: PgPool,
+    postgres: PostgresSettings,
+    partitions: i32,
+}
+
+/// A service that runs in this process.
+pub struct Running {
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Running {
+    pub async fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        self.end().await
+    }
+
+    /// How it ends by itself.
+    pub async fn end(self) -> Result<()> {
+        within("the service ends", self.task).await?
+    }
+}
+
+/// A record of the errors topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Of the refused record.
+    pub partition: i32,
+    pub offset: i64,
+    pub class: String,
+    pub error: String,
+}
+
+impl House {
+    pub async fn new(partitions: i32) -> House {
+        House::on(&shared().broker, partitions).await
+    }
+
+    /// With a Kafka of its own.
+    pub async fn on(broker: &str, partitions: i32) -> House {
+        let mut variables = shared().environment(&shared().fresh_database().expect("a database"));
+        variables.push(("KAFKA_BROKER_URL".into(), broker.to_owned()));
+        let (topic, errors) = (shared().fresh_name("words"), shared().fresh_name("errors"));
+        variables.push(("KAFKA_ERRORS_TOPIC".into(), errors));
+        variables.push(("KAFKA_TOPIC_PARTITIONS".into(), "1".into()));
+        let mut env = Environment::of(variables);
+        let mut kafka = KafkaSettings::read(&mut env);
+        let postgres = PostgresSettings::read(&mut env);
+        env.finish().expect("settings");
+        let (health, shutdown) = (Health::default(), CancellationToken::new());
+        // one partition of errors, so that the order of refusals can be seen
+        kafka::ensure_topics(&kafka, &[&kafka.errors_topic], &health, &shutdown).await.expect("topics");
+        kafka.partitions = partitions;
+        kafka::ensure_topics(&kafka, &[&topic], &health, &shutdown).await.expect("topics");
+        let pool = runtime::postgres::connect(&postgres, "test", 3, &health, &shutdown).await.expect("a database");
+        sqlx::raw_sql(TABLES).execute(&pool).await.expect("tables");
+        let group = shared().fresh_name("division");
+        let settings = Settings {
+            kafka,
+            group,
+            topics: vec![topic],
+            batch_size: 1_000,
+            transactions: 4,
+            transaction_timeout: TRANSACTION_TIMEOUT,
+        };
+        House { settings, health, desk: Arc::default(), pool, postgres, partitions }
+    }
+
+    pub fn topic(&self) -> &str {
+        &self.settings.topics[0]
+    }
+
+    pub async fn start(&self) -> Running {
+        let shutdown = CancellationToken::new();
+        let pool = runtime::postgres::connect(&self.postgres, "division", 6, &self.health, &shutdown).await;
+        let division = Division(Arc::clone(&self.desk));
+        let (settings, health) = (self.settings.clone(), self.health.clone());
+        let service = projection::run(division, settings, pool.expect("a database"), health, shutdown.clone());
+        Running { task: tokio::spawn(service), shutdown }
+    }
+
+    /// Sends words in this order; returns when all are acknowledged.
+    pub fn send<W: AsRef<str>>(&self, partition: i32, words: impl IntoIterator<Item = W>) {
+        let producer = self.producer();
+        for word in words {
+            let mut record = BaseRecord::<[u8], str>::to(self.topic()).partition(partition).payload(word.as_ref());
+            while let Err((_, back)) = producer.send(record) {
+                record = back;
+                producer.poll(Duration::from_millis(10));
+            }
+        }
+        producer.flush(PATIENCE).expect("acknowledged");
+    }
+
+    /// One that does not wait for further records.
+    pub fn producer(&self) -> BaseProducer {
+        kafka::producer(&self.settings.kafka, "test").set("linger.ms", "0").create().expect("a producer")
+    }
+
+    fn consumer(&self) -> BaseConsumer {
+        kafka::consumer(&self.settings.kafka, "test", "unused").create().expect("a consumer")
+    }
+
+    /// The errors topic as it stands: payload, and headers.
+    fn errors(&self) -> Vec<(serde_json::Value, HashMap<String, String>)> {
+        let (consumer, topic) = (self.consumer(), &self.settings.kafka.errors_topic);
+        let (low, high) = consumer.fetch_watermarks(topic, 0, PATIENCE).expect("watermarks");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, 0, Offset::Offset(low)).expect("an offset");
+        consumer.assign(&list).expect("assigned");
+        let read = (low..high).map(|_| {
+            let message = consumer.poll(PATIENCE).expect("a record").expect("a record");
+            let headers = message.headers().into_iter().flat_map(Headers::iter).map(|header| {
+                (header.key.to_owned(), String::from_utf8_lossy(header.value.unwrap_or_default()).into_owned())
+            });
+            (serde_json::from_slice(message.payload().unwrap_or_default()).expect("JSON"), headers.collect())
+        });
+        read.collect()
+    }
+
+    /// Payloads on the errors topic, in their order.
+    pub fn payloads(&self) -> Vec<serde_json::Value> {
+        self.errors().into_iter().map(|(payload, _)| payload).collect()
+    }
+
+    /// Refused records, in the order in which they were published.
+    pub fn refused(&self) -> Vec<Refused> {
+        let one = |(payload, headers): (serde_json::Value, HashMap<String, String>)| Refused {
+            partition: headers["__connect.errors.partition"].parse().expect("a number"),
+            offset: headers["__connect.errors.offset"].parse().expect("a number"),
+            class: headers["__connect.errors.exception.class.name"].clone(),
+            error: payload["error"].as_str().expect("a reason").to_owned(),
+        };
+        self.errors().into_iter().map(one).collect()
+    }
+
+    /// Offsets of what was applied, in the order in which it was.
+    pub async fn applied(&self, partition: i32) -> Vec<i64> {
+        let sql = "SELECT record_offset FROM quotients WHERE partition = $1 ORDER BY id";
+        sqlx::query_scalar(sql).bind(partition).fetch_all(&self.pool).await.expect("rows")
+    }
+
+    pub async fn next_offset(&self, partition: i32) -> i64 {
+        let sql = "SELECT coalesce(max(next_offset), 0) FROM consumer_offsets WHERE partition = $1";
+        sqlx::query_scalar(sql).bind(partition).fetch_one(&self.pool).await.expect("an offset")
+    }
+
+    pub async fn count(&self, table: &'static str) -> i64 {
+        let sql = format!("SELECT count(*) FROM {table}");
+        sqlx::query_scalar(&sql).fetch_one(&self.pool).await.expect("a count")
+    }
+
+    /// What Kafka's consumer group knows.
+    pub fn offset_of_group(&self, partition: i32) -> Option<i64> {
+        let config = kafka::consumer(&self.settings.kafka, "test", &self.settings.group);
+        let consumer: BaseConsumer = config.create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        list.add_partition(self.topic(), partition);
+        let committed = consumer.committed_offsets(list, PATIENCE).expect("offsets");
+        committed.elements()[0].offset().to_raw()
+    }
+
+    /// Waits until every record of the topic is behind the service's offset, and the outbox is empty.
+    pub async fn until_read(&self) {
+        for partition in 0..self.partitions {
+            let (_, high) = self.consumer().fetch_watermarks(self.topic(), partition, PATIENCE).expect("watermarks");
+            self.until("everything is read", async || self.next_offset(partition).await == high).await;
+        }
+        self.until("everything is said", async || self.count("outbox").await == 0).await;
+    }
+
+    pub async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
+        within(what, async {
+            while !condition().await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+}
+
+/// Waits for something that must come true.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in {PATIENCE:?}: {what}"))
+}

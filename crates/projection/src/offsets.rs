@@ -76,7 +76,8 @@ pub(crate) async fn end_abandoned(pool: &PgPool) -> sqlx::Result<u64> {
     let ended = sqlx::query(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
          WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
-           AND application_name = current_setting('application_name') AND wait_event_type = 'Client'
+           AND application_name = current_setting('application_name')
+           AND xact_start IS NOT NULL AND wait_event_type = 'Client'
            AND query_start < clock_timestamp() - current_setting('idle_in_transaction_session_timeout')::interval",
     )
     .fetch_all(pool)

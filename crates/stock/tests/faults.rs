@@ -137,7 +137,8 @@ async fn processes_killed_frozen_and_added_at_any_time_change_nothing_in_the_res
         sent.clone()
     };
     let killed = Process::start(&house);
-    send(6_000);
+    // so many that some are left when it is killed, and when the next one is frozen
+    send(60_000);
     some_are_applied(&house).await;
     killed.signal(libc::SIGKILL);
     assert!(!killed.end().await.success());

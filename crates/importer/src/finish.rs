@@ -8,19 +8,25 @@
 //! 4. the record gets the receipt's name.
 
 use std::{
+    collections::BTreeMap,
     ffi::{OsStr, OsString},
     fs::{self, File},
-    io,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest, Sha256};
+
 use crate::{
     directory::{Directory, remove, rename, rename_within, temporary_of, write_atomically},
-    mover::replace,
-    names::{free_name, receipt_name, rejected_name},
+    names::{receipt_name, rejected_name, unreserved_name},
     receipt::{Finished, Progress, Receipt, Resume, name_from_hex, name_to_hex, now},
-    source::FileState,
+    source::{FileState, Links, open},
 };
+
+/// Where files will go that are being copied to another file system or cannot be moved now, by their
+/// names in `input/`: these names are taken, though nothing has them yet.
+pub(crate) type Reserved = BTreeMap<OsString, PathBuf>;
 
 /// How a file ended.
 #[derive(Debug, Clone, Default)]
@@ -48,12 +54,13 @@ pub(crate) enum End {
     /// It was changed after it was read. It is still in `input/`, to be read on.
     Changed,
     /// It must be copied to another file system first: then [`complete_copied`].
-    Elsewhere { from: PathBuf, to: PathBuf },
+    Elsewhere { from: PathBuf, copy: PathBuf, to: PathBuf },
 }
 
 /// Decides where everything goes: the record that makes the end restartable.
 pub(crate) fn decide(
     directory: &Directory,
+    reserved: &Reserved,
     progress: Progress,
     event_type: Option<&str>,
     state: FileState,
@@ -63,9 +70,9 @@ pub(crate) fn decide(
     let name = progress.name()?;
     let to_rejected = ending.error.is_some() && !ending.gone;
     let folder = if to_rejected { &directory.rejected } else { &directory.done };
-    let target = free_name(folder, &name);
+    let target = unreserved_name(folder, &name, |path| is_reserved(reserved, &name, path));
     let refused_target =
-        (ending.refused_bytes > 0).then(|| name_of_refused(directory, &name, to_rejected.then_some(&target)));
+        (ending.refused_bytes > 0).then(|| name_of_refused(directory, reserved, &name, to_rejected.then_some(&target)));
     let Ending { accepted, refused, .. } = *ending;
     let receipt = Receipt {
         file: progress.file.clone(),
@@ -96,24 +103,30 @@ pub(crate) fn decide(
 
 /// A free name for the refused rows of the file `name`, which itself goes to `rejected/` as `whole`
 /// or not there.
-fn name_of_refused(directory: &Directory, name: &OsStr, whole: Option<&OsString>) -> OsString {
+fn name_of_refused(directory: &Directory, reserved: &Reserved, name: &OsStr, whole: Option<&OsString>) -> OsString {
     let mut wanted = rejected_name(name);
     if Some(&wanted) == whole {
         // cannot be told apart from the file itself
         wanted = OsString::from(format!("rows-of-{}", wanted.display()));
     }
-    free_name(&directory.rejected, &wanted)
+    unreserved_name(&directory.rejected, &wanted, |path| is_reserved(reserved, name, path))
+}
+
+/// Whether a file other than `name` will go to this path.
+fn is_reserved(reserved: &Reserved, name: &OsStr, path: &Path) -> bool {
+    reserved.iter().any(|(other, target)| other != name && target == path)
 }
 
 /// Decides again where everything goes that has not gone there yet, after an end that could not be
 /// carried out: other files may have taken the names since.
-fn decide_again(directory: &Directory, finished: &mut Finished) {
+fn decide_again(directory: &Directory, reserved: &Reserved, finished: &mut Finished) {
     let resume = &finished.resume;
     let Some(name) = resume.progress.name() else { return };
     let folder = if resume.to_rejected { &directory.rejected } else { &directory.done };
     let is_there = |folder: &Path, name: &str| folder.join(name_from_hex(name)).symlink_metadata().is_ok();
     let is_here = found(&directory.input.join(&name)).is_some_and(|here| here.identity == resume.state.identity);
     let is_taken = match &resume.target {
+        Some(target) if is_here && is_reserved(reserved, &name, &folder.join(name_from_hex(target))) => true,
         Some(target) if is_here && is_copy(&folder.join(name_from_hex(target)), finished) => false,
         Some(target) if is_here => is_there(folder, target) || is_there(folder, &resume.receipt_target),
         // it was moved there, or has gone since; on another file system it has another identity
@@ -124,7 +137,7 @@ fn decide_again(directory: &Directory, finished: &mut Finished) {
     };
     let resume = &mut finished.resume;
     if is_taken {
-        let target = free_name(folder, &name);
+        let target = unreserved_name(folder, &name, |path| is_reserved(reserved, &name, path));
         resume.receipt_target = name_to_hex(&receipt_name(&target));
         resume.target = resume.target.is_some().then(|| name_to_hex(&target));
     }
@@ -133,7 +146,7 @@ fn decide_again(directory: &Directory, finished: &mut Finished) {
         && is_there(&directory.rejected, target)
     {
         let whole = resume.target.as_deref().filter(|_| resume.to_rejected).map(name_from_hex);
-        let target = name_of_refused(directory, &name, whole.as_ref());
+        let target = name_of_refused(directory, reserved, &name, whole.as_ref());
         finished.receipt.rejected = Some(target.to_string_lossy().into_owned());
         resume.refused_target = Some(name_to_hex(&target));
     }
@@ -153,11 +166,17 @@ pub(crate) fn complete(directory: &Directory, finished: &mut Finished) -> io::Re
     if let Some(target) = &resume.target {
         let (from, to) = (directory.input.join(&name), folder.join(name_from_hex(target)));
         match found(&from) {
-            Some(here) if here == resume.state && is_copy(&to, finished) => named(&from, remove(&from))?,
+            Some(here) if here == resume.state && is_copy(&to, finished) => {
+                let is_removed = named(&from, remove_original(&from, &to, resume.state))?;
+                if !is_removed {
+                    return Ok(End::Changed);
+                }
+            }
             Some(here) if here == resume.state => {
                 match rename_within(&from, &to) {
                     Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                        return Ok(End::Elsewhere { from, to });
+                        // by the source's name, which no other copy has
+                        return Ok(End::Elsewhere { from, copy: temporary_of(&folder.join(&name)), to });
                     }
                     renamed => named(&to, renamed)?,
                 }
@@ -189,23 +208,45 @@ pub(crate) fn complete(directory: &Directory, finished: &mut Finished) -> io::Re
     Ok(End::Complete)
 }
 
-/// Goes on when the file is copied, unless it was written to meanwhile.
-pub(crate) fn complete_copied(directory: &Directory, finished: &mut Finished) -> io::Result<End> {
-    match complete(directory, finished)? {
-        End::Elsewhere { from, to } => {
-            named(&to, replace(&from, &to))?;
-            complete(directory, finished)
-        }
-        End::Changed => {
-            let resume = &finished.resume;
-            let folder = if resume.to_rejected { &directory.rejected } else { &directory.done };
-            if let Some(target) = &resume.target {
-                remove(&temporary_of(&folder.join(name_from_hex(target))))?;
-            }
-            Ok(End::Changed)
+/// Goes on when the file is copied, unless it was written to meanwhile. Without success, nothing is
+/// left of the copy.
+pub(crate) fn complete_copied(directory: &Directory, reserved: &Reserved, finished: &mut Finished) -> io::Result<End> {
+    let Some(name) = finished.resume.progress.name() else { return Ok(End::Complete) };
+    let folder = if finished.resume.to_rejected { &directory.rejected } else { &directory.done };
+    let copy = temporary_of(&folder.join(&name));
+    let ended = complete_again(directory, reserved, finished).and_then(|end| match end {
+        End::Elsewhere { from, to, .. } => {
+            let replaced = replace(&from, &copy, &to, finished.resume.state);
+            if named(&to, replaced)? { complete(directory, finished) } else { Ok(End::Changed) }
         }
         end => Ok(end),
+    });
+    named(&copy, remove(&copy))?;
+    ended
+}
+
+/// Gives a copy its name, flushes that to the disk, and [removes](remove_original) what it is a copy of.
+fn replace(from: &Path, copy: &Path, to: &Path, state: FileState) -> io::Result<bool> {
+    rename_within(copy, to)?;
+    if let Some(folder) = to.parent() {
+        File::open(folder)?.sync_all()?;
     }
+    remove_original(from, to, state)
+}
+
+/// Removes what `to` is a copy of. False when that was written to since: then it stays, and its copy is
+/// removed. The last look is right before: flushing or comparing the copy may have taken long.
+fn remove_original(from: &Path, to: &Path, state: FileState) -> io::Result<bool> {
+    match found(from) {
+        Some(here) if here == state => remove(from)?,
+        Some(here) if here.identity == state.identity => {
+            remove(to)?;
+            return Ok(false);
+        }
+        // it has gone, or another file has its name: the copy is all there is
+        _ => {}
+    }
+    Ok(true)
 }
 
 /// Whether `path` is the copy of a file that a crash kept from being removed.
@@ -213,12 +254,27 @@ fn is_copy(path: &Path, finished: &Finished) -> bool {
     let (state, receipt) = (finished.resume.state, name_from_hex(&finished.resume.receipt_target));
     found(path).is_some_and(|there| there.identity.device != state.identity.device && there.size == state.size)
         && !path.with_file_name(receipt).exists()
+        && sha256_of(path).is_ok_and(|sha256| sha256 == finished.receipt.sha256)
+}
+
+fn sha256_of(path: &Path) -> io::Result<String> {
+    let mut file = open(path, Links::Refuse)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hex::encode(hash.finalize())),
+            Ok(length) => hash.update(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Completes an end that could not be carried out, after a crash or because something was in its way.
-pub(crate) fn complete_again(directory: &Directory, finished: &mut Finished) -> io::Result<End> {
+pub(crate) fn complete_again(directory: &Directory, reserved: &Reserved, finished: &mut Finished) -> io::Result<End> {
     let before = finished.clone();
-    decide_again(directory, finished);
+    decide_again(directory, reserved, finished);
     if *finished != before {
         begin(directory, finished)?;
     }
@@ -226,7 +282,7 @@ pub(crate) fn complete_again(directory: &Directory, finished: &mut Finished) -> 
 }
 
 /// The record of a file that was deleted in `input/` while no importer ran.
-pub(crate) fn gone(directory: &Directory, progress: Progress) -> Option<Finished> {
+pub(crate) fn gone(directory: &Directory, reserved: &Reserved, progress: Progress) -> Option<Finished> {
     let ending = Ending {
         error: Some(format!("the file was deleted while being read; {} of its rows were imported", progress.accepted)),
         gone: true,
@@ -236,7 +292,7 @@ pub(crate) fn gone(directory: &Directory, progress: Progress) -> Option<Finished
         refused_bytes: progress.refused_bytes,
         whole: (progress.byte, progress.sha256.clone()),
     };
-    decide(directory, progress, None, FileState::default(), &ending, now())
+    decide(directory, reserved, progress, None, FileState::default(), &ending, now())
 }
 
 fn found(path: &Path) -> Option<FileState> {

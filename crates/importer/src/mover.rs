@@ -8,7 +8,10 @@ use std::{
     sync::mpsc::{Receiver, Sender, SyncSender, channel},
 };
 
-use crate::directory::temporary_of;
+use crate::{
+    directory::{remove, temporary_of},
+    source::{FileState, Links, open},
+};
 
 /// A file to be copied.
 #[derive(Debug)]
@@ -16,8 +19,11 @@ pub(crate) struct Copy {
     /// Whose end it is part of: a name in `input/`.
     pub(crate) name: OsString,
     pub(crate) from: PathBuf,
-    /// The copy has this file's temporary name at first.
+    /// The copy's name until it is complete.
     pub(crate) to: PathBuf,
+    /// The file that was imported: no other is copied.
+    pub(crate) state: FileState,
+    pub(crate) links: Links,
 }
 
 /// The thread.
@@ -32,9 +38,9 @@ impl Mover {
         let (copies, wanted) = channel::<Copy>();
         let (sender, done) = channel();
         let work = move || {
-            for Copy { name, from, to } in wanted {
-                let copied = copy(&from, &temporary_of(&to));
-                if sender.send((name, copied)).is_err() {
+            for copy in wanted {
+                let copied = copy_imported(&copy);
+                if sender.send((copy.name, copied)).is_err() {
                     return;
                 }
                 let _ = bell.try_send(OsString::new());
@@ -50,7 +56,34 @@ impl Mover {
     }
 }
 
-/// Copies a file, with its permissions, and flushes it to the disk.
+/// Copies a file of `input/` as it was imported. One that is not what it was is not copied: who goes on
+/// with it compares it as well.
+fn copy_imported(copy: &Copy) -> io::Result<()> {
+    let copied = copy_open(copy);
+    if copied.is_err() {
+        let _ = remove(&copy.to);
+    }
+    copied
+}
+
+fn copy_open(copy: &Copy) -> io::Result<()> {
+    // what a crash left must not be taken for the copy
+    remove(&copy.to)?;
+    let mut from = match open(&copy.from, copy.links) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    let metadata = from.metadata()?;
+    if FileState::from(&metadata) != copy.state {
+        return Ok(());
+    }
+    let mut to = fs::File::create_new(&copy.to)?;
+    io::copy(&mut from, &mut to)?;
+    to.set_permissions(metadata.permissions())?;
+    to.sync_all()
+}
+
+/// Copies a file of ours, with its permissions, and flushes it to the disk.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::copy(from, to)?;
     fs::File::open(to)?.sync_all()
@@ -63,4 +96,37 @@ pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
         fs::File::open(folder)?.sync_all()?;
     }
     fs::remove_file(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_file_that_was_imported_is_copied() {
+        let root = tempfile::tempdir().expect("a directory");
+        let [from, to, other] = ["from", "to", "other"].map(|name| root.path().join(name));
+        fs::write(&from, "rows").expect("written");
+        fs::write(&other, "secret").expect("written");
+        let state = FileState::from(&fs::metadata(&from).expect("the file"));
+        let copy = Copy { name: "a.csv".into(), from: from.clone(), to: to.clone(), state, links: Links::Refuse };
+        copy_imported(&copy).expect("copied");
+        assert_eq!(fs::read_to_string(&to).expect("the copy"), "rows");
+
+        fs::remove_file(&from).expect("removed");
+        std::os::unix::fs::symlink(&other, &from).expect("a link");
+        assert!(copy_imported(&copy).is_err(), "a link is not followed");
+        assert!(!to.exists());
+
+        fs::remove_file(&from).expect("removed");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &from, rustix::fs::Mode::RUSR).expect("a pipe");
+        assert!(copy_imported(&copy).is_err(), "nobody waits for a pipe's writer");
+        assert!(!to.exists());
+
+        fs::remove_file(&from).expect("removed");
+        fs::write(&from, "other rows").expect("written");
+        fs::write(&to, "ro").expect("what a crash left");
+        copy_imported(&copy).expect("looked at");
+        assert!(!to.exists(), "another file is not copied");
+    }
 }

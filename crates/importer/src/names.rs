@@ -65,8 +65,16 @@ pub(crate) fn rejected_name(name: &OsStr) -> OsString {
 /// `name`, or `name` with `-2`, `-3` ... before its extension, such that neither it nor its
 /// receipt exists in `directory`.
 pub(crate) fn free_name(directory: &Path, name: &OsStr) -> OsString {
+    unreserved_name(directory, name, |_| false)
+}
+
+/// A [`free_name`] that is not reserved either.
+pub(crate) fn unreserved_name(directory: &Path, name: &OsStr, is_reserved: impl Fn(&Path) -> bool) -> OsString {
     let taken = |name: &OsStr| {
-        directory.join(name).symlink_metadata().is_ok() || directory.join(receipt_name(name)).symlink_metadata().is_ok()
+        let path = directory.join(name);
+        is_reserved(&path)
+            || path.symlink_metadata().is_ok()
+            || directory.join(receipt_name(name)).symlink_metadata().is_ok()
     };
     if !taken(name) {
         return name.to_owned();

@@ -13,9 +13,9 @@ use super::Engine;
 use crate::{
     backoff::Backoff,
     desk::Chunk,
-    directory::write_atomically,
+    directory::{Directory, write_atomically},
     figures,
-    finish::{self, End, complete, complete_again, complete_copied, decide},
+    finish::{self, End, Reserved, complete, complete_again, complete_copied, decide},
     import::Stage,
     mover::{Copy, Mover},
     receipt::{Finished, Progress, Stored, name_to_hex, now},
@@ -33,6 +33,8 @@ pub(super) struct Ends {
     waiting: BTreeMap<OsString, String>,
     /// Files that are being copied to another file system.
     copied: BTreeSet<OsString>,
+    /// Where those of both kinds will go.
+    reserved: Reserved,
     mover: Option<Mover>,
     backoff: Backoff,
 }
@@ -40,6 +42,15 @@ pub(super) struct Ends {
 impl Ends {
     pub(super) fn is_waiting(&self, name: &OsStr) -> bool {
         self.waiting.contains_key(name) || self.copied.contains(name)
+    }
+
+    /// An end is no longer in the way.
+    fn ended(&mut self, name: &OsStr) {
+        self.waiting.remove(name);
+        self.reserved.remove(name);
+        if self.waiting.is_empty() {
+            self.backoff = Backoff::default();
+        }
     }
 
     pub(super) fn due(&self) -> Option<Instant> {
@@ -99,7 +110,9 @@ impl Engine {
         let event_type = import.reading.event_type();
         // its receipt would be in the way
         self.troubles.over(&self.directory, &import.name);
-        let Some(finished) = decide(&self.directory, progress, event_type, import.quiet.state, &ending, now()) else {
+        let Some(finished) =
+            decide(&self.directory, &self.ends.reserved, progress, event_type, import.quiet.state, &ending, now())
+        else {
             return;
         };
         if let Err(error) = finish::begin(&self.directory, &finished) {
@@ -110,7 +123,7 @@ impl Engine {
         self.report_failing();
         self.forget(number);
         tell(&finished, elapsed);
-        self.end(name, finished, complete);
+        self.end(name, finished, |directory, _, finished| complete(directory, finished));
         self.scan.hint(self.waiting.is_empty());
     }
 
@@ -128,38 +141,47 @@ impl Engine {
         &mut self,
         name: OsString,
         mut finished: Finished,
-        mut complete: impl FnMut(&crate::directory::Directory, &mut Finished) -> io::Result<End>,
+        mut complete: impl FnMut(&Directory, &Reserved, &mut Finished) -> io::Result<End>,
     ) -> bool {
-        match complete(&self.directory, &mut finished) {
+        match complete(&self.directory, &self.ends.reserved, &mut finished) {
             Ok(End::Complete) => {
-                self.ends.waiting.remove(&name);
+                self.ends.ended(&name);
                 true
             }
-            Ok(End::Elsewhere { from, to }) => {
+            Ok(End::Elsewhere { from, copy, to }) => {
+                let (state, links) = (finished.resume.state, self.settings.links());
                 let Some(mover) = self.mover() else { return false };
-                mover.copy(Copy { name: name.clone(), from, to });
+                mover.copy(Copy { name: name.clone(), from, to: copy, state, links });
                 self.ends.waiting.remove(&name);
+                self.ends.reserved.insert(name.clone(), to);
                 self.ends.copied.insert(name);
                 true
             }
             Ok(End::Changed) => {
-                self.ends.waiting.remove(&name);
+                self.ends.ended(&name);
                 self.waiting.push_front(name);
                 true
             }
             Err(error) => {
-                if self.ends.waiting.len() < MOST {
-                    if self.ends.waiting.is_empty() {
-                        self.ends.backoff.failed(Instant::now());
-                    }
-                    if self.ends.waiting.insert(name.clone(), error.to_string()).is_none() {
-                        tracing::error!("{name:?} is imported, but cannot be moved now: {error}");
-                    }
-                }
-                self.report_ends();
+                self.try_later(name, &error);
                 false
             }
         }
+    }
+
+    /// An end cannot be carried out now.
+    fn try_later(&mut self, name: OsString, error: &io::Error) {
+        if self.ends.waiting.len() < MOST || self.ends.waiting.contains_key(&name) {
+            if self.ends.backoff.due().is_none() {
+                self.ends.backoff.failed(Instant::now());
+            }
+            if self.ends.waiting.insert(name.clone(), error.to_string()).is_none() {
+                tracing::error!("{name:?} is imported, but cannot be moved now: {error}");
+            }
+        } else {
+            self.ends.reserved.remove(&name);
+        }
+        self.report_ends();
     }
 
     fn mover(&mut self) -> Option<&Mover> {
@@ -176,11 +198,14 @@ impl Engine {
     pub(super) fn take_copies(&mut self) {
         while let Some((name, copied)) = self.ends.mover.as_ref().and_then(|mover| mover.done.try_recv().ok()) {
             self.ends.copied.remove(&name);
-            let Some(Stored::Finished(finished)) = Stored::read(&self.directory.progress_of(&name)) else { continue };
+            let Some(Stored::Finished(finished)) = Stored::read(&self.directory.progress_of(&name)) else {
+                self.ends.ended(&name);
+                continue;
+            };
             let mut copied = Some(copied);
-            self.end(name, *finished, |directory, finished| match copied.take() {
+            self.end(name, *finished, |directory, reserved, finished| match copied.take() {
                 Some(Err(error)) => Err(error),
-                _ => complete_copied(directory, finished),
+                _ => complete_copied(directory, reserved, finished),
             });
             self.report_ends();
         }
@@ -202,21 +227,17 @@ impl Engine {
         if self.ends.due().is_none_or(|due| now < due) {
             return;
         }
-        let names: Vec<_> = self.ends.waiting.keys().cloned().collect();
-        let mut failed = false;
+        self.ends.backoff.failed(now);
+        let Ends { waiting, copied, .. } = &self.ends;
+        let names: Vec<_> = waiting.keys().filter(|name| !copied.contains(*name)).cloned().collect();
         for name in names {
             match Stored::read(&self.directory.progress_of(&name)) {
-                Some(Stored::Finished(finished)) => failed |= !self.end(name, *finished, complete_again),
-                // somebody has taken its record away: it is imported again if it is there
-                _ => {
-                    self.ends.waiting.remove(&name);
+                Some(Stored::Finished(finished)) => {
+                    self.end(name, *finished, complete_again);
                 }
+                // somebody has taken its record away: it is imported again if it is there
+                _ => self.ends.ended(&name),
             }
-        }
-        if failed {
-            self.ends.backoff.failed(now);
-        } else {
-            self.ends.backoff = Backoff::default();
         }
         self.report_ends();
     }
@@ -267,12 +288,12 @@ impl Engine {
                 }
                 Stored::Reading(progress) => {
                     if self.directory.input.join(&name).symlink_metadata().is_err()
-                        && let Some(finished) = finish::gone(&self.directory, progress)
+                        && let Some(finished) = finish::gone(&self.directory, &self.ends.reserved, progress)
                     {
                         let begun = finish::begin(&self.directory, &finished);
                         if begun.is_ok() {
                             tell(&finished, Duration::ZERO);
-                            self.end(name, finished, complete);
+                            self.end(name, finished, |directory, _, finished| complete(directory, finished));
                         }
                         self.note("progress", begun);
                     }

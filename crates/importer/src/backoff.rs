@@ -15,9 +15,16 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// It failed (once more): when to try again.
     pub(crate) fn failed(&mut self, now: Instant) -> Instant {
-        let pause = SHORTEST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
-        self.failures += 1;
+        let pause = pause(self.failures);
+        self.failures = self.failures.saturating_add(1);
         *self.due.insert(now + pause)
+    }
+
+    /// An attempt that took long has failed: the same pause, from now on.
+    pub(crate) fn pause_again(&mut self, now: Instant) {
+        if let Some(failures) = self.failures.checked_sub(1) {
+            self.due = Some(now + pause(failures));
+        }
     }
 
     /// Whether it may be tried at this time.
@@ -36,6 +43,10 @@ impl Backoff {
     }
 }
 
+fn pause(failures: u32) -> Duration {
+    SHORTEST.saturating_mul(1 << failures.min(10)).min(LONGEST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +59,8 @@ mod tests {
         let pauses: Vec<_> = (0..9).map(|_| (backoff.failed(now) - now).as_millis()).collect();
         assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
         assert!(!backoff.is_due(now) && backoff.is_due(now + LONGEST));
+        backoff.pause_again(now + LONGEST);
+        assert_eq!(backoff.due(), Some(now + LONGEST + LONGEST));
         backoff.hurry(now + SHORTEST);
         assert_eq!(backoff.due(), Some(now + SHORTEST));
     }

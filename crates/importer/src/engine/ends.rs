@@ -149,10 +149,14 @@ impl Engine {
                 true
             }
             Ok(End::Elsewhere { from, copy, to }) => {
+                if self.ends.waiting.len() >= MOST && !self.ends.waiting.contains_key(&name) {
+                    // its copy would fail as those of the others, and not be remembered
+                    return false;
+                }
                 let (state, links) = (finished.resume.state, self.settings.links());
                 let Some(mover) = self.mover() else { return false };
                 mover.copy(Copy { name: name.clone(), from, to: copy, state, links });
-                self.ends.waiting.remove(&name);
+                // it may wait for another try, and does so until it is really complete
                 self.ends.reserved.insert(name.clone(), to);
                 self.ends.copied.insert(name);
                 true
@@ -203,6 +207,10 @@ impl Engine {
                 continue;
             };
             let mut copied = Some(copied);
+            if matches!(copied, Some(Err(_))) {
+                // copying may have taken longer than the pause
+                self.ends.backoff.pause_again(Instant::now());
+            }
             self.end(name, *finished, |directory, reserved, finished| match copied.take() {
                 Some(Err(error)) => Err(error),
                 _ => complete_copied(directory, reserved, finished),

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
 };
 
 use crate::house::{HEADER, House, csv, gzip, row};
@@ -138,18 +138,49 @@ fn a_file_that_is_overwritten_before_it_could_be_moved_is_read_again() {
     house.receipt("done", "other.csv");
 }
 
-#[test]
-fn done_may_be_on_another_file_system() {
-    use std::os::unix::fs::{MetadataExt, symlink};
-    let mut house = House::new();
+/// Puts `done/` on another file system; None where there is none.
+fn move_done_elsewhere(house: &House) -> Option<tempfile::TempDir> {
     let elsewhere = tempfile::tempdir_in("/dev/shm").ok();
     let device = |path: &std::path::Path| fs::metadata(path).expect("a directory").dev();
     let Some(elsewhere) = elsewhere.filter(|elsewhere| device(elsewhere.path()) != device(&house.path("input"))) else {
         println!("there is no second file system: not tested");
-        return;
+        return None;
     };
     fs::remove_dir(house.path("done")).expect("removed");
-    symlink(elsewhere.path(), house.path("done")).expect("a link");
+    std::os::unix::fs::symlink(elsewhere.path(), house.path("done")).expect("a link");
+    Some(elsewhere)
+}
+
+fn key(name: &str) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(name)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_copy_that_fails_again_and_again_is_reported_once_and_tried_after_growing_pauses() {
+    let mut house = House::new();
+    let Some(_elsewhere) = move_done_elsewhere(&house) else { return };
+    // fails as a full disk does
+    let in_the_way = house.path("done").join(format!(".{}.tmp", key("a.csv")));
+    fs::create_dir(&in_the_way).expect("a directory");
+    house.start();
+    house.drop_in("a.csv", csv([0]));
+    house.wait_for_log("\"a.csv\" is imported, but cannot be moved now");
+    // tries after 0.5, 1.5 and 3.5 s
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let log = house.log();
+    assert_eq!(log.matches("is imported, but cannot be moved now").count(), 1, "{log}");
+    assert!(!log.contains("done is back"), "{log}");
+    fs::remove_dir(&in_the_way).expect("removed");
+    assert_eq!(house.counts("done", "a.csv"), (1, 1, 0, None));
+    house.wait_for_log("done is back");
+    assert_eq!(house.numbers(), [0]);
+}
+
+#[test]
+fn done_may_be_on_another_file_system() {
+    let mut house = House::new();
+    let Some(_elsewhere) = move_done_elsewhere(&house) else { return };
     house.start();
     let content = csv(0..1_000) + "bad\n";
     for name in ["a.csv", "b.csv"] {
@@ -171,9 +202,7 @@ fn done_may_be_on_another_file_system() {
     record["resume"]["state"] = serde_json::json!({
         "device": found.dev(), "inode": found.ino(), "size": found.size(), "modified_ns": modified,
     });
-    use sha2::Digest;
-    let key: String = sha2::Sha256::digest("a.csv")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    fs::write(house.path(format!("progress/{key}.json")), record.to_string()).expect("a record");
+    fs::write(house.path(format!("progress/{}.json", key("a.csv"))), record.to_string()).expect("a record");
     house.start();
     house.wait_for_log("\"a.csv\" was imported before the restart");
     assert_eq!(house.names("done"), ["a.csv", "a.csv.receipt.json", "b.csv", "b.csv.receipt.json"]);

@@ -36,7 +36,7 @@ use crate::{
     wake::Alarm,
 };
 
-/// How many files are open at a time, and how many are begun.
+/// How many files are open at a time, and how many are begun or being copied to another file system.
 const OPEN: usize = 64;
 const BEGUN: usize = 10_000;
 /// How many names wait for their turn, other than by a listing.
@@ -196,7 +196,7 @@ impl Engine {
                 _ => {}
             }
         }
-        while self.queue.len() < OPEN && self.imports.len() < BEGUN {
+        while self.queue.len() < OPEN && self.imports.len() + self.ends.copies() < BEGUN {
             let Some(name) = self.waiting.pop_front() else { break };
             self.begin(name);
         }

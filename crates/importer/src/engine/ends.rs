@@ -44,6 +44,11 @@ impl Ends {
         self.waiting.contains_key(name) || self.copied.contains(name)
     }
 
+    /// How many files are being copied to another file system.
+    pub(super) fn copies(&self) -> usize {
+        self.copied.len()
+    }
+
     /// An end is no longer in the way.
     fn ended(&mut self, name: &OsStr) {
         self.waiting.remove(name);

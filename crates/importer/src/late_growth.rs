@@ -98,7 +98,7 @@ impl Looker {
                 continue;
             }
             match Stored::read(&receipt) {
-                Some(Stored::Finished(finished)) => match compare(&path, &finished, state) {
+                Ok(Some(Stored::Finished(finished))) => match compare(&path, &finished, state) {
                     Ok(Found::Grown) => {
                         if !report(GrownFile { folder: folder.to_owned(), name }) {
                             return false;

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    io,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::Path,
 };
@@ -122,12 +123,19 @@ pub(crate) enum Stored {
 
 impl Stored {
     /// Reads a record; one that is missing, of another version or damaged (by a power failure) counts
-    /// as none.
-    pub(crate) fn read(path: &Path) -> Option<Stored> {
-        let bytes = std::fs::read(path).ok()?;
-        let stored = match serde_json::from_slice(&bytes) {
+    /// as none. One that cannot be read now does not: an error names the path.
+    pub(crate) fn read(path: &Path) -> io::Result<Option<Stored>> {
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Stored::parse(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Stored> {
+        let stored = match serde_json::from_slice(bytes) {
             Ok(finished) => Stored::Finished(Box::new(finished)),
-            Err(_) => Stored::Reading(serde_json::from_slice(&bytes).ok()?),
+            Err(_) => Stored::Reading(serde_json::from_slice(bytes).ok()?),
         };
         (stored.progress().version == VERSION).then_some(stored)
     }
@@ -191,4 +199,23 @@ pub(crate) fn digest(hash: &Sha256) -> String {
 /// The time, RFC 3339 in UTC.
 pub(crate) fn now() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_one_that_is_missing_or_damaged() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("record.json");
+        assert_eq!(Stored::read(&path).expect("missing"), None);
+        std::fs::write(&path, "{\"version\": 1, ").expect("written");
+        assert_eq!(Stored::read(&path).expect("damaged"), None);
+        std::fs::remove_file(&path).expect("removed");
+        // an error for root, too
+        std::fs::create_dir(&path).expect("a directory");
+        let error = Stored::read(&path).expect_err("a directory").to_string();
+        assert!(error.starts_with(&path.display().to_string()), "{error}");
+    }
 }

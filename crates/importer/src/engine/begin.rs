@@ -51,12 +51,19 @@ impl Engine {
         // a file in trouble is begun again and again
         let told = self.troubles.has(&name);
         let known = match Stored::read(&self.directory.progress_of(&name)) {
-            Some(Stored::Finished(finished)) => {
+            Ok(Some(Stored::Finished(finished))) => {
                 let Some(progress) = self.changed_since(&name, *finished, (&metadata).into()) else { return };
                 Some(progress)
             }
-            Some(Stored::Reading(progress)) => Some(progress),
-            None => None,
+            Ok(Some(Stored::Reading(progress))) => Some(progress),
+            Ok(None) => None,
+            // without it, everything would be sent again
+            Err(error) => {
+                let reason = format!("its record of progress cannot be read: {error}");
+                self.troubles.tell(&self.directory, &name, Kind::Failing, &reason);
+                self.report_failing();
+                return;
+            }
         };
         if let Some(progress) = known {
             let kept = std::fs::metadata(&refused_file).map_or(0, |metadata| metadata.len());

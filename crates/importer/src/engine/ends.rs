@@ -207,9 +207,16 @@ impl Engine {
     pub(super) fn take_copies(&mut self) {
         while let Some((name, copied)) = self.ends.mover.as_ref().and_then(|mover| mover.done.try_recv().ok()) {
             self.ends.copied.remove(&name);
-            let Some(Stored::Finished(finished)) = Stored::read(&self.directory.progress_of(&name)) else {
-                self.ends.ended(&name);
-                continue;
+            let finished = match Stored::read(&self.directory.progress_of(&name)) {
+                Ok(Some(Stored::Finished(finished))) => finished,
+                Ok(_) => {
+                    self.ends.ended(&name);
+                    continue;
+                }
+                Err(error) => {
+                    self.try_later(name, &error);
+                    continue;
+                }
             };
             let mut copied = Some(copied);
             if matches!(copied, Some(Err(_))) {
@@ -245,11 +252,12 @@ impl Engine {
         let names: Vec<_> = waiting.keys().filter(|name| !copied.contains(*name)).cloned().collect();
         for name in names {
             match Stored::read(&self.directory.progress_of(&name)) {
-                Some(Stored::Finished(finished)) => {
+                Ok(Some(Stored::Finished(finished))) => {
                     self.end(name, *finished, complete_again);
                 }
                 // somebody has taken its record away: it is imported again if it is there
-                _ => self.ends.ended(&name),
+                Ok(_) => self.ends.ended(&name),
+                Err(error) => self.try_later(name, &error),
             }
         }
         self.report_ends();
@@ -278,12 +286,23 @@ impl Engine {
     /// Ends files that were acknowledged whole when the last process was killed, and those that
     /// have gone since.
     pub(super) fn complete_what_a_crash_left(&mut self) {
-        for entry in std::fs::read_dir(&self.directory.progress).into_iter().flatten().flatten() {
+        let entries = std::fs::read_dir(&self.directory.progress);
+        if let Err(error) = &entries {
+            let error = format!("{}: {error}", self.directory.progress.display());
+            self.note("progress", Err(io::Error::other(error)));
+        }
+        for entry in entries.into_iter().flatten().flatten() {
             let path = entry.path();
             if path.extension() != Some(OsStr::new("json")) {
                 continue;
             }
-            let stored = Stored::read(&path);
+            let stored = match Stored::read(&path) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    self.note("progress", Err(error));
+                    continue;
+                }
+            };
             let Some((name, stored)) = stored.and_then(|stored| Some((stored.progress().name()?, stored))) else {
                 // half a record of a power failure, or one of another version
                 self.note("progress", crate::directory::remove(&path));

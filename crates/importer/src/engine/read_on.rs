@@ -25,7 +25,7 @@ impl Engine {
             }
             let path = folder.join(&name);
             let receipt = folder.join(receipt_name(&name));
-            let Some(Stored::Finished(mut finished)) = Stored::read(&receipt) else { continue };
+            let Ok(Some(Stored::Finished(mut finished))) = Stored::read(&receipt) else { continue };
             let Ok(found) = path.metadata() else { continue };
             finished.resume.progress.name = name_to_hex(&name);
             finished.resume.progress.file = name.to_string_lossy().into_owned();

@@ -41,7 +41,7 @@ fn begun_with(directory: &Directory, reserved: &Reserved, name: &str, content: &
 /// What a new process finds.
 fn left(directory: &Directory) -> Finished {
     match Stored::read(&directory.progress_of(OsStr::new("a.csv"))) {
-        Some(Stored::Finished(finished)) => *finished,
+        Ok(Some(Stored::Finished(finished))) => *finished,
         other => panic!("{other:?}"),
     }
 }

@@ -3,6 +3,8 @@
 
 use std::{collections::HashMap, fs, time::Duration};
 
+use sha2::{Digest, Sha256};
+
 use crate::house::{House, Record, csv, gzip};
 
 /// Kills and restarts until all is done; how many kills it took. Each kill comes when so many rows
@@ -131,4 +133,32 @@ fn packed_files_and_refused_rows_survive_kills_too() {
     assert_eq!(house.text("rejected/a.csv").lines().count(), bad + 1);
     assert_eq!(house.text("rejected/b.csv").lines().count(), 2);
     check(&house.events(), rows + 1 - bad);
+}
+
+#[test]
+fn a_record_of_progress_that_cannot_be_read_is_kept_and_nothing_is_sent_again() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let mut house = House::new();
+    if !house.start_as_another_user() {
+        println!("only root can make a file that the importer cannot read: not tested");
+        return;
+    }
+    house.drop_in("a.csv", csv(0..10));
+    assert_eq!(house.counts("done", "a.csv"), (10, 10, 0, None));
+    house.kill();
+    // as after a kill right before the file was moved
+    let key: String = Sha256::digest("a.csv")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let record = house.path(format!("progress/{key}.json"));
+    fs::rename(house.path("done/a.csv"), house.input("a.csv")).expect("renamed");
+    fs::rename(house.path("done/a.csv.receipt.json"), &record).expect("renamed");
+    chown(&record, Some(0), None).expect("chown");
+    fs::set_permissions(&record, fs::Permissions::from_mode(0o600)).expect("chmod");
+    house.start_as_another_user();
+    house.wait_for_log("\"a.csv\" in ");
+    house.wait_for_log("its record of progress cannot be read: ");
+    assert!(record.exists() && house.input("a.csv").exists());
+    fs::set_permissions(&record, fs::Permissions::from_mode(0o644)).expect("chmod");
+    assert_eq!(house.counts("done", "a.csv"), (10, 10, 0, None));
+    assert_eq!(house.numbers(), (0..10).collect::<Vec<_>>(), "nothing is sent again");
+    assert_eq!((house.names("input"), house.in_progress()), (vec![], vec![]));
 }

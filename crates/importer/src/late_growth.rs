@@ -75,13 +75,13 @@ impl LateGrowth {
 
 /// What was found out about files that were written to.
 #[derive(Debug, Default)]
-struct Looker {
+pub(crate) struct Looker {
     known: HashMap<PathBuf, FileState>,
 }
 
 impl Looker {
     /// Looks at all files of a folder; false when nobody wants to know any more.
-    fn look(&mut self, folder: &Path, rejected: bool, report: impl Fn(GrownFile) -> bool) -> bool {
+    pub(crate) fn look(&mut self, folder: &Path, rejected: bool, report: impl Fn(GrownFile) -> bool) -> bool {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
             if !matches!(named(&name), Named::Csv | Named::Gzip) {

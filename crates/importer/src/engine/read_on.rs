@@ -1,16 +1,23 @@
 //! The engine's part that takes a finished file back into `input/`, because it has grown there. Its
 //! receipt becomes the record of an end that is begun (see [`crate::finish`]), and then the file is
-//! moved back: a crash in between leaves what a crash in the end leaves, and is completed.
+//! moved back: a crash in between leaves what a crash in the end leaves, and is completed. The file
+//! is then found again, because the record is never newer than the file.
 
-use std::{io, path::PathBuf};
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use super::Engine;
 use crate::{
-    directory::{remove, rename_within},
-    finish::{begin, complete},
+    directory::{Directory, remove, rename_within, temporary_of},
+    finish::complete,
     late_growth::GrownFile,
     names::receipt_name,
-    receipt::{Stored, name_to_hex},
+    receipt::{Finished, Stored, name_to_hex},
     source::FileState,
 };
 
@@ -25,22 +32,15 @@ impl Engine {
             }
             let path = folder.join(&name);
             let receipt = folder.join(receipt_name(&name));
-            let Ok(Some(Stored::Finished(mut finished))) = Stored::read(&receipt) else { continue };
-            let Ok(found) = path.metadata() else { continue };
-            finished.resume.progress.name = name_to_hex(&name);
-            finished.resume.progress.file = name.to_string_lossy().into_owned();
-            finished.resume.target = Some(name_to_hex(&name));
-            finished.resume.receipt_target = name_to_hex(&receipt_name(&name));
-            finished.resume.state.identity = FileState::from(&found).identity;
-            // its refused rows have got their name: further ones go to another file
-            (finished.resume.refused_target, finished.resume.refused_bytes) = (None, 0);
-            let moved = begin(&self.directory, &finished)
+            let Some((mut finished, modified)) = record_to_read_on(&folder, &name) else { continue };
+            let moved = write_record(&self.directory, &finished, modified)
                 .and_then(|()| remove(&receipt))
                 .and_then(|()| rename_within(&path, &back));
             match moved {
                 Ok(()) => {
                     let byte = finished.receipt.bytes;
                     tracing::info!("{} has grown since it was finished: reading on at byte {byte}", path.display());
+                    self.not_read_on.remove(&path);
                     self.waiting.push_front(name);
                 }
                 Err(error) => {
@@ -63,6 +63,108 @@ impl Engine {
                 "{shown} was written to after it was finished, and cannot be moved back to input/ ({error}): when it \
                  is written to its end, move it there"
             );
+        }
+    }
+}
+
+/// The record to be written for a grown file of `folder`, and when that file was last written.
+fn record_to_read_on(folder: &Path, name: &OsStr) -> Option<(Finished, SystemTime)> {
+    let receipt_name = receipt_name(name);
+    let Ok(Some(Stored::Finished(mut finished))) = Stored::read(&folder.join(&receipt_name)) else { return None };
+    let found = folder.join(name).metadata().ok()?;
+    let resume = &mut finished.resume;
+    resume.progress.name = name_to_hex(name);
+    resume.progress.file = name.to_string_lossy().into_owned();
+    resume.target = Some(name_to_hex(name));
+    resume.receipt_target = name_to_hex(&receipt_name);
+    resume.state.identity = FileState::from(&found).identity;
+    // its refused rows have got their name: further ones go to another file
+    (resume.refused_target, resume.refused_bytes) = (None, 0);
+    Some((*finished, found.modified().ok()?))
+}
+
+/// Writes the record with the modification time of the file. When the move fails, or the process is
+/// killed before it, the record becomes the receipt again: if that were newer than the file, the
+/// appended rows would not be noticed again.
+fn write_record(directory: &Directory, finished: &Finished, modified: SystemTime) -> io::Result<()> {
+    let Some(name) = finished.resume.progress.name() else { return Ok(()) };
+    let path = directory.progress_of(&name);
+    let temporary = temporary_of(&path);
+    let mut file = File::create(&temporary)?;
+    file.write_all(&finished.text()?)?;
+    file.set_modified(modified)?;
+    fs::rename(&temporary, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, time::Duration};
+
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::{
+        finish::{Ending, begin, complete_again, decide},
+        late_growth::Looker,
+        mark::Mark,
+        receipt::Progress,
+    };
+
+    const NAME: &str = "a.csv";
+
+    /// How often the file in `done/` is reported as grown.
+    fn reported(directory: &Directory) -> usize {
+        let found = Cell::new(0);
+        assert!(Looker::default().look(&directory.done, false, |_| {
+            found.set(found.get() + 1);
+            true
+        }));
+        found.get()
+    }
+
+    /// A finished file that has grown since, `age` ago by its modification time.
+    fn grown(directory: &Directory, age: Duration) {
+        let (name, content) = (OsStr::new(NAME), "the file\n");
+        fs::write(directory.input.join(name), content).expect("written");
+        let mut mark = Mark::default();
+        mark.pass(content.as_bytes());
+        let progress = Progress::new(NAME.into(), name_to_hex(name), &mark, "then".into());
+        let state = FileState::from(&directory.input.join(name).metadata().expect("the file"));
+        let whole = (content.len() as u64, hex::encode(Sha256::digest(content)));
+        let ending = Ending { accepted: 1, whole, ..Ending::default() };
+        let mut finished = decide(directory, progress, Some("stock"), state, &ending, "now".into()).expect("decided");
+        begin(directory, &finished).expect("begun");
+        complete(directory, &mut finished).expect("completed");
+        assert_eq!(reported(directory), 0);
+        std::thread::sleep(Duration::from_millis(20));
+        let mut file = File::options().append(true).open(directory.done.join(name)).expect("the file");
+        file.write_all(b"more\n").expect("written");
+        file.set_modified(SystemTime::now() - age).expect("its time");
+        assert_eq!(reported(directory), 1);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_grown_file_is_found_again_when_the_process_is_killed_before_it_is_moved_back() {
+        for age in [Duration::ZERO, Duration::from_secs(3_600)] {
+            for removed in [false, true] {
+                let root = tempfile::tempdir().expect("a directory");
+                let directory = Directory::create(root.path()).expect("its folders");
+                grown(&directory, age);
+                let name = OsStr::new(NAME);
+                let (finished, modified) = record_to_read_on(&directory.done, name).expect("a record");
+                write_record(&directory, &finished, modified).expect("written");
+                if removed {
+                    remove(&directory.done.join(receipt_name(name))).expect("removed");
+                }
+                // killed here; the next process finds the record
+                let Some(Stored::Finished(mut left)) = Stored::read(&directory.progress_of(name)) else {
+                    panic!("no record");
+                };
+                complete_again(&directory, &mut left).expect("completed");
+                assert!(!directory.progress_of(name).exists());
+                assert_eq!(reported(&directory), 1, "age {age:?}, receipt removed: {removed}");
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::{FileExt, MetadataExt, chown},
 };
 
 use crate::house::{HEADER, House, csv, gzip, row};
@@ -55,6 +55,24 @@ fn what_is_appended_to_a_finished_file_is_imported_from_its_receipts_byte() {
     assert_eq!(house.numbers(), expected, "no row twice");
     assert_eq!((house.names("input"), house.in_progress()), (vec![], vec![]));
     assert!(!house.log().contains("quiet.csv has grown"));
+}
+
+#[test]
+fn what_is_appended_while_the_file_cannot_be_moved_back_is_imported_once_it_can() {
+    let mut house = House::new();
+    if !house.start_as_another_user() {
+        println!("only root can take input/ away from the importer: not tested");
+        return;
+    }
+    house.drop_in("a.csv", csv([0]));
+    house.receipt("done", "a.csv");
+    chown(house.path("input"), Some(0), None).expect("chown");
+    append(&house, "done/a.csv", row(1) + "\n");
+    house.wait_for_log("cannot be moved back to input/");
+    chown(house.path("input"), Some(65_534), None).expect("chown");
+    wait_for_counts(&house, "a.csv", (2, 2, 0));
+    assert_eq!(house.numbers(), [0, 1]);
+    assert_eq!(house.log().matches("cannot be moved back to input/").count(), 1, "said once");
 }
 
 #[test]

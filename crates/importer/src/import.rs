@@ -70,7 +70,8 @@ pub(crate) struct Import {
     pub(crate) reading: Reading,
     pub(crate) stage: Stage,
     pub(crate) quiet: Quiet,
-    /// It was written to without becoming longer: what was read must be compared.
+    /// It was written to after a part of it was read. It may have been overwritten rather than
+    /// appended to, so what was read is compared once the file is complete.
     compare: bool,
     /// What a packed file was like when it was found to break off: its writer may come back.
     broke_off: Option<FileState>,
@@ -250,9 +251,8 @@ impl Import {
 
     /// Whether the file is as it was.
     fn observe(&mut self, metadata: &Metadata) -> bool {
-        let size = self.quiet.state.size;
         let same = self.quiet.observe(metadata.into(), Instant::now());
-        self.compare |= !same && self.quiet.state.size == size;
+        self.compare |= !same && self.reading.here.byte > 0;
         same
     }
 

@@ -287,6 +287,27 @@ fn a_file_that_is_cut_while_being_read_is_read_anew() {
 }
 
 #[test]
+fn a_file_that_is_overwritten_by_a_longer_one_while_it_waits_is_read_again() {
+    let house = House::started();
+    let held = fs::File::create(house.input("a.csv")).expect("a file");
+    fs::write(house.input("a.csv"), csv(10..20)).expect("written");
+    house.wait("its rows", || (house.events().len() == 10).then_some(()));
+    // only the first row is another one, far from the end of what was read, and a row is added
+    let content = csv([30]) + &csv(11..21)[HEADER.len() + 1..];
+    std::os::unix::fs::FileExt::write_all_at(&held, content.as_bytes(), 0).expect("written");
+    drop(held);
+    let receipt = house.receipt("done", "a.csv");
+    assert_eq!((receipt.rows, receipt.accepted, receipt.refused), (11, 11, 0));
+    assert_eq!(receipt.bytes, content.len() as u64);
+    let sha256: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(receipt.sha256, sha256);
+    let mut numbers = house.numbers();
+    numbers.dedup();
+    assert_eq!(numbers, (10..21).chain([30]).collect::<Vec<_>>());
+    house.wait_for_log("\"a.csv\" is imported again: its first ");
+}
+
+#[test]
 fn a_file_that_is_overwritten_in_place_while_being_read_is_read_anew() {
     let house = House::started();
     let held = fs::File::create(house.input("a.csv")).expect("a file");

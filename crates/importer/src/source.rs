@@ -83,6 +83,12 @@ pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
     Ok(file)
 }
 
+/// Whether nothing has this name. When the system cannot say (no permission to search the directory,
+/// an error of the disk), the file counts as there.
+pub(crate) fn is_gone(path: &Path) -> bool {
+    matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
 fn what(metadata: &Metadata) -> &'static str {
     use std::os::unix::fs::FileTypeExt;
     let kind = metadata.file_type();

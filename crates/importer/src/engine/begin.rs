@@ -14,7 +14,7 @@ use crate::{
     names::{Named, named},
     reading::Reading,
     receipt::{Stored, now},
-    source::open,
+    source::{is_gone, open},
     trouble::Kind,
 };
 
@@ -30,11 +30,17 @@ impl Engine {
         let (metadata, file) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                if path.symlink_metadata().is_ok() {
-                    let dangling = error.kind() == io::ErrorKind::NotFound;
-                    let reason = if dangling { "is a link to nowhere".into() } else { error.to_string() };
-                    self.troubles.tell(&self.directory, &name, Kind::Unreadable, &reason);
-                }
+                let (kind, reason) = match path.symlink_metadata() {
+                    Ok(_) if error.kind() == io::ErrorKind::NotFound => {
+                        (Kind::Unreadable, "is a link to nowhere".into())
+                    }
+                    Ok(_) => (Kind::Unreadable, error.to_string()),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+                    // the directory cannot be searched, or the disk fails
+                    Err(error) => (Kind::Failing, error.to_string()),
+                };
+                self.troubles.tell(&self.directory, &name, kind, &reason);
+                self.report_failing();
                 return;
             }
         };
@@ -131,7 +137,7 @@ impl Engine {
         match self.scan.list(&self.directory.input, known) {
             Ok(names) => {
                 self.waiting = names.into();
-                self.troubles.keep(&self.directory, |path| path.symlink_metadata().is_ok());
+                self.troubles.keep(&self.directory, |path| !is_gone(path));
                 self.report_failing();
                 self.note("input", Ok(()));
             }

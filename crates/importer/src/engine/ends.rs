@@ -19,7 +19,8 @@ use crate::{
     import::Stage,
     mover::{Copy, Mover},
     receipt::{Finished, Progress, Stored, name_to_hex, now},
-    source::FileState,
+    source::{FileState, is_gone},
+    trouble::Kind,
 };
 
 /// How often a file's progress is written.
@@ -104,7 +105,11 @@ impl Engine {
                 }
                 // it was complete, and all of it was read
                 Ok(None) => ending.gone = true,
-                Err(error) => return self.finish_later(number, "input", error),
+                Err(error) => {
+                    self.troubles.tell(&self.directory, &import.name, Kind::Failing, &error.to_string());
+                    self.report_failing();
+                    return self.finish_later(number);
+                }
             }
         }
         let durable = &import.reading.durable;
@@ -121,7 +126,8 @@ impl Engine {
             return;
         };
         if let Err(error) = finish::begin(&self.directory, &finished) {
-            return self.finish_later(number, "progress", error);
+            self.note("progress", Err(error));
+            return self.finish_later(number);
         }
         let (name, elapsed) = (import.name.clone(), import.started.elapsed());
         self.note("progress", Ok(()));
@@ -132,8 +138,7 @@ impl Engine {
         self.scan.hint(self.waiting.is_empty());
     }
 
-    fn finish_later(&mut self, number: u64, part: &'static str, error: io::Error) {
-        self.note(part, Err(error));
+    fn finish_later(&mut self, number: u64) {
         if let Some(import) = self.imports.get_mut(&number) {
             import.stage = Stage::Finishing;
             let due = import.ending_again.failed(Instant::now());
@@ -319,7 +324,7 @@ impl Engine {
                     }
                 }
                 Stored::Reading(progress) => {
-                    if self.directory.input.join(&name).symlink_metadata().is_err()
+                    if is_gone(&self.directory.input.join(&name))
                         && let Some(finished) = finish::gone(&self.directory, &self.ends.reserved, progress)
                     {
                         let begun = finish::begin(&self.directory, &finished);

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     time::{Duration, Instant},
 };
 
@@ -66,6 +67,46 @@ fn while_done_cannot_be_written_it_says_so_and_new_files_are_imported_all_the_sa
     house.wait_for_log("done is back");
     assert!(health(&address).contains("200 OK"), "{}", health(&address));
     assert_eq!(house.numbers().len(), many + 1, "no row twice");
+}
+
+#[test]
+fn while_input_cannot_be_searched_its_files_are_reported_and_none_is_taken_for_deleted() {
+    let address = free_address();
+    let mut house = House::new().set("METRICS_ADDRESS", &address).set("IMPORT_UNSURE_MS", "3000");
+    if !house.start_as_another_user() {
+        println!("only root can see to it: not tested");
+        return;
+    }
+    let permit = |mode| fs::set_permissions(house.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
+    house.drop_in("begun.csv", csv(0..10));
+    house.wait("its rows", || (house.events().len() == 10 && house.in_progress().len() == 1).then_some(()));
+    // listing it still works
+    permit(0o600);
+    house.drop_in("next.csv", csv([10]));
+    house.wait("health to say so", || {
+        health(&address).contains("files: 2 files cannot be imported: \"begun.csv\": ").then_some(())
+    });
+    let receipt = house.receipt("rejected", "next.csv");
+    assert!(receipt.left_in_place && receipt.error.is_some_and(|error| error.contains("Permission denied")));
+    // through several listings
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert!(health(&address).contains("files: 2 files cannot be imported"), "{}", health(&address));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    house.kill();
+    house.start_as_another_user();
+    house.wait("health to say so after a restart", || {
+        health(&address).contains("files: 2 files cannot be imported: \"begun.csv\": ").then_some(())
+    });
+    assert_eq!(house.names("done"), [""; 0]);
+    let input = house.path("input");
+    fs::set_permissions(input, fs::Permissions::from_mode(0o755)).expect("chmod");
+    assert_eq!(house.counts("done", "begun.csv"), (10, 10, 0, None));
+    assert_eq!(house.counts("done", "next.csv"), (1, 1, 0, None));
+    assert_eq!(house.numbers(), (0..11).collect::<Vec<_>>(), "no row twice");
+    house.wait("health to be well", || health(&address).contains("200 OK").then_some(()));
+    assert_eq!(house.names("rejected"), [""; 0]);
 }
 
 #[test]

@@ -73,8 +73,9 @@ pub(crate) struct Import {
     /// It was written to after a part of it was read. It may have been overwritten rather than
     /// appended to, so what was read is compared once the file is complete.
     compare: bool,
-    /// What a packed file was like when it was found to break off: its writer may come back.
-    broke_off: Option<FileState>,
+    /// What the file was like when it was found at fault before it was complete: its writer may still
+    /// be at it, or come back to a packed file that breaks off.
+    fault_seen: Option<FileState>,
     /// Set when reading has ended.
     pub(crate) ending: Option<Ending>,
     /// What is behind the place where reading ended, for the file's SHA-256.
@@ -108,7 +109,7 @@ impl Import {
             stage: Stage::Reading,
             quiet: Quiet::new(metadata.into(), now),
             compare: false,
-            broke_off: None,
+            fault_seen: None,
             ending: None,
             beyond: None,
             failure: None,
@@ -125,16 +126,16 @@ impl Import {
         if self.ending.is_some() {
             return self.read_whole(desk);
         }
-        if let Some(seen) = self.broke_off {
+        if let Some(seen) = self.fault_seen {
             if let Some(slice) = self.look()? {
                 return Ok(slice);
             }
             // as long as it is what it was, reading it again tells nothing new
-            let cut = self.quiet.state == seen;
+            let cut = self.gzip && self.quiet.state == seen;
             if self.reading.in_flight > 0 || !self.is_complete(cut, times)? {
                 return Ok(Slice::Park);
             }
-            self.broke_off = None;
+            self.fault_seen = None;
             self.reading.rewind(true);
         }
         if self.reading.source.is_none() {
@@ -216,17 +217,16 @@ impl Import {
         Ok(Some(Slice::Park))
     }
 
-    /// The file cannot be read further. A packed one may have been cut by a pause of its writer.
+    /// The file cannot be read further. It may still be being written, and a packed one may have been
+    /// cut by a pause of its writer.
     fn at_fault(&mut self, error: String, times: QuietTimes) -> io::Result<Slice> {
-        if self.gzip {
-            if let Some(slice) = self.look()? {
-                return Ok(slice);
-            }
-            if !self.is_complete(true, times)? {
-                self.broke_off = Some(self.quiet.state);
-                self.reading.source = None;
-                return Ok(Slice::Park);
-            }
+        if let Some(slice) = self.look()? {
+            return Ok(slice);
+        }
+        if !self.is_complete(self.gzip, times)? {
+            self.fault_seen = Some(self.quiet.state);
+            self.reading.source = None;
+            return Ok(Slice::Park);
         }
         Ok(self.end(Some(error), false))
     }

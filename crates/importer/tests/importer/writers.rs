@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Write,
+    os::unix::fs::FileExt,
     time::{Duration, Instant},
 };
 
@@ -107,6 +108,30 @@ fn an_unterminated_last_line_waits_for_its_end_whoever_writes_and_is_noted() {
         assert!(!house.text("done/whole.csv.receipt.json").contains("unterminated_last_line"));
         assert!(!house.log().contains("was written to after it was finished"));
     }
+}
+
+#[test]
+fn a_file_with_a_wrong_header_is_not_rejected_before_it_is_complete() {
+    let house = House::started();
+    house.wait_for_log("are imported");
+    let mut wrong = File::create(house.input("wrong.csv")).expect("a file");
+    let mut corrected = File::create(house.input("corrected.csv")).expect("a file");
+    for file in [&mut wrong, &mut corrected] {
+        writeln!(file, "{}", HEADER.replace("value", "price")).expect("written");
+    }
+    for number in 0..5 {
+        writeln!(wrong, "{}", row(number)).expect("written");
+        pause(&house, 400);
+        assert_eq!(house.names("rejected"), [""; 0]);
+    }
+    corrected.write_all_at(csv([7]).as_bytes(), 0).expect("written");
+    drop((wrong, corrected));
+    let receipt = house.receipt("rejected", "wrong.csv");
+    assert_eq!(receipt.bytes, house.text("rejected/wrong.csv").len() as u64);
+    assert!(receipt.error.is_some_and(|error| error.contains("the first line is not a header")));
+    assert_eq!(house.counts("done", "corrected.csv"), (1, 1, 0, None));
+    assert_eq!(house.numbers(), [7]);
+    assert!(!house.log().contains("has grown since"), "{}", house.log());
 }
 
 #[test]

@@ -162,6 +162,12 @@ pub(crate) fn begin(directory: &Directory, finished: &Finished) -> io::Result<()
 pub(crate) fn complete(directory: &Directory, finished: &mut Finished) -> io::Result<End> {
     let resume = &finished.resume;
     let Some(name) = resume.progress.name() else { return Ok(End::Complete) };
+    if let Err(error) = directory.input.join(&name).symlink_metadata()
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        // it may well be there, and must not count as moved
+        return named(&directory.input.join(&name), Err(error));
+    }
     let folder = if resume.to_rejected { &directory.rejected } else { &directory.done };
     if let Some(target) = &resume.target {
         let (from, to) = (directory.input.join(&name), folder.join(name_from_hex(target)));

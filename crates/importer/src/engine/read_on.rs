@@ -26,11 +26,19 @@ impl Engine {
     pub(super) fn read_on(&mut self) {
         while let Ok(GrownFile { folder, name }) = self.late_growth.found.try_recv() {
             let back = self.directory.input.join(&name);
-            if self.numbers.contains_key(&name) || self.ends.is_waiting(&name) || back.symlink_metadata().is_ok() {
+            let path = folder.join(&name);
+            match back.symlink_metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.cannot_read_on(path, &error);
+                    continue;
+                }
                 // another file of that name comes first: this one is found again
+                Ok(_) => continue,
+            }
+            if self.numbers.contains_key(&name) || self.ends.is_waiting(&name) {
                 continue;
             }
-            let path = folder.join(&name);
             let receipt = folder.join(receipt_name(&name));
             let Some((mut finished, modified)) = record_to_read_on(&folder, &name) else { continue };
             let moved = write_record(&self.directory, &finished, modified)

@@ -110,6 +110,35 @@ fn while_input_cannot_be_searched_its_files_are_reported_and_none_is_taken_for_d
 }
 
 #[test]
+fn an_imported_file_that_cannot_be_looked_at_is_not_taken_for_moved() {
+    let mut house = House::new();
+    if !house.start_as_another_user() {
+        println!("only root can take input/ away from the importer: not tested");
+        return;
+    }
+    house.wait_for_log("are imported");
+    fs::rename(house.path("done"), house.path("kept")).expect("renamed");
+    fs::write(house.path("done"), "in the way").expect("a file");
+    house.drop_in("a.csv", csv([0]));
+    house.wait_for_log("\"a.csv\" is imported, but cannot be moved now");
+    let permit = |mode| fs::set_permissions(house.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
+    permit(0o600);
+    fs::remove_file(house.path("done")).expect("removed");
+    fs::rename(house.path("kept"), house.path("done")).expect("renamed");
+    // its turn comes several times
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        assert_eq!((house.names("done"), house.in_progress().len()), (vec![], 1));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    permit(0o755);
+    assert_eq!(house.counts("done", "a.csv"), (1, 1, 0, None));
+    assert_eq!(house.names("done"), ["a.csv", "a.csv.receipt.json"]);
+    assert_eq!((house.names("input"), house.in_progress()), (vec![], vec![]));
+    assert_eq!(house.numbers(), [0], "no row twice");
+}
+
+#[test]
 fn a_file_whose_refused_rows_cannot_be_kept_pauses_and_floods_no_topic() {
     let address = free_address();
     let house = House::new().set("METRICS_ADDRESS", &address).start_now();

@@ -7,6 +7,7 @@ use events::Row;
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::{
+    flight::Usage,
     mark::Mark,
     sender::{Failures, Sender},
 };
@@ -15,6 +16,13 @@ use crate::{
 pub(crate) const BUFFER: usize = 256 * 1024;
 /// How many records a file may have on their way while a partition takes nothing.
 const HELD_BACK: u64 = 100;
+/// What is left to files that have nothing on their way: a small record of each of the files that may
+/// be begun at a time ([`BEGUN`]), and the bytes of a buffer that was begun when there were enough.
+pub(crate) const RESERVED: Usage = Usage { chunks: BEGUN, records: BEGUN, bytes: 7 << 20 };
+/// How many files are begun at a time.
+pub(crate) const BEGUN: u64 = 10_000;
+/// Bytes of a small record, at most.
+pub(crate) const SMALL: usize = 512;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What a chunk stands for: the part of a file up to `mark`.
@@ -108,13 +116,16 @@ impl Desk {
     }
 }
 
-/// How many more records a file may send that has `own` on their way, where there is room for `free`
-/// of all files. A file may have twice as many as are left to the others, so that however many wait for
-/// a partition that takes nothing, there is room for those that could go; `hold_back`: there is such a
-/// partition.
-pub(crate) fn budget(free: u64, own: u64, hold_back: bool) -> u64 {
-    let most = if hold_back { (free * 2).min(HELD_BACK) } else { free * 2 };
-    most.saturating_sub(own)
+/// How many more records a file may send that has `own` on its way, where there is room for `free` of
+/// all files. A file may have twice as much as is left to the others, and a file with nothing on its way
+/// may always send one record, for which room is reserved. So however many files wait for a partition
+/// that takes nothing, the others go on. `hold_back`: there is such a partition.
+pub(crate) fn budget(free: Usage, own: Usage, hold_back: bool) -> u64 {
+    let share = |free: u64, reserved: u64| free.saturating_sub(reserved).saturating_mul(2);
+    let most = share(free.records, RESERVED.records).min(if hold_back { HELD_BACK } else { u64::MAX });
+    let has_room = own.chunks < share(free.chunks, RESERVED.chunks) && own.bytes < share(free.bytes, RESERVED.bytes);
+    let left = if has_room { most.saturating_sub(own.records) } else { 0 };
+    left.max(u64::from(own.chunks == 0))
 }
 
 /// Whether Kafka has refused a record for what it is, or for where it goes: sent again, it would be
@@ -140,20 +151,41 @@ pub(crate) fn is_about_size(code: RDKafkaErrorCode) -> bool {
 mod tests {
     use super::*;
 
+    const ALL: Usage = Usage { chunks: 16_383, records: 50_000, bytes: 16 << 20 };
+
+    /// Ten thousand files, one after the other, each send until they may not.
+    fn send_all(hold_back: bool, records: u64, bytes: u64) {
+        let mut free = ALL;
+        for file in 0..BEGUN {
+            let mut own = Usage::default();
+            loop {
+                let sent = budget(free, own, hold_back).min(records);
+                if sent == 0 {
+                    break;
+                }
+                let sent = Usage { chunks: 1, records: sent, bytes: sent * bytes };
+                let takes = |free: &mut u64, sent: u64| *free = free.checked_sub(sent).expect("room");
+                takes(&mut free.chunks, sent.chunks);
+                takes(&mut free.records, sent.records);
+                takes(&mut free.bytes, sent.bytes);
+                own.chunks += sent.chunks;
+                own.records += sent.records;
+                own.bytes += sent.bytes;
+            }
+            assert!(own.records > 0, "file {file} may send nothing: {free:?}");
+        }
+    }
+
     #[test]
     fn however_many_files_are_stuck_there_is_room_for_others() {
-        let mut free = 50_000;
-        assert_eq!(budget(free, 0, false), 100_000);
-        let mut files = 0;
-        while free > 200 {
-            // one after the other sends until it may not
-            let mut own = 0;
-            while budget(free, own, false) > 0 {
-                (own, free) = (own + 1, free - 1);
-            }
-            files += 1;
+        for hold_back in [false, true] {
+            // records, chunks and bytes are what there is too little of
+            send_all(hold_back, 100, 100);
+            send_all(hold_back, 1, 1);
+            send_all(hold_back, 100, SMALL as u64);
         }
-        assert_eq!(files, 6, "each leaves a third to the others");
-        assert_eq!((budget(50_000, 0, true), budget(50_000, 30, true), budget(50_000, 200, true)), (100, 70, 0));
+        let own = |records| Usage { chunks: 1, records, bytes: 0 };
+        assert_eq!(budget(ALL, Usage::default(), false), 80_000);
+        assert_eq!((budget(ALL, own(30), true), budget(ALL, own(200), true)), (70, 0));
     }
 }

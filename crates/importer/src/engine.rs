@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Settings,
-    desk::Desk,
+    desk::{BEGUN, Desk},
     directory::Directory,
     import::{Import, Slice, Stage},
     late_growth::LateGrowth,
@@ -36,9 +36,12 @@ use crate::{
     wake::Alarm,
 };
 
-/// How many files are open at a time, and how many are begun or being copied to another file system.
+/// How many files are open at a time.
 const OPEN: usize = 64;
-const BEGUN: usize = 10_000;
+/// How many packed files may be open beside these, which wait for a partition that takes nothing.
+const STALLED: usize = 512;
+/// How much longer a file waits for Kafka for each file that is begun, before it is looked at again.
+const STALLED_EACH: Duration = Duration::from_micros(100);
 /// How many names wait for their turn, other than by a listing.
 const NAMES: usize = 1_000;
 /// How long the end may take.
@@ -67,6 +70,8 @@ pub(crate) struct Engine {
     waiting: VecDeque<OsString>,
     /// Those to be read now, in turn.
     queue: VecDeque<u64>,
+    /// Those that are open and not in the queue, since Kafka takes nothing of them.
+    stalled: BTreeSet<u64>,
     /// When to look at which file again.
     timers: BTreeSet<(Instant, u64)>,
     /// Nothing is sent before.
@@ -106,6 +111,7 @@ impl Engine {
             next_number: 0,
             waiting: VecDeque::new(),
             queue: VecDeque::new(),
+            stalled: BTreeSet::new(),
             timers: BTreeSet::new(),
             pause: now,
             tokio: Handle::current(),
@@ -196,7 +202,9 @@ impl Engine {
                 _ => {}
             }
         }
-        while self.queue.len() < OPEN && self.imports.len() + self.ends.copies() < BEGUN {
+        while self.queue.len() + self.stalled.len().saturating_sub(STALLED) < OPEN
+            && ((self.imports.len() + self.ends.copies()) as u64) < BEGUN
+        {
             let Some(name) = self.waiting.pop_front() else { break };
             self.begin(name);
         }
@@ -204,8 +212,10 @@ impl Engine {
         Ok(self.work(number))
     }
 
-    /// Gives a file its slice; whether Kafka takes more.
+    /// Gives a file its slice; false: it can do nothing now, and another one may not either.
     fn work(&mut self, number: u64) -> bool {
+        self.stalled.remove(&number);
+        let begun = self.imports.len() as u32;
         let Some(import) = self.imports.get_mut(&number) else { return true };
         let slice = match import.slice(&mut self.desk, self.settings.quiet_times()) {
             Ok(slice) => slice,
@@ -219,10 +229,6 @@ impl Engine {
         };
         match slice {
             Slice::More => self.queue.push_back(number),
-            Slice::Blocked => {
-                self.queue.push_front(number);
-                return false;
-            }
             Slice::Wait => {
                 self.queue.push_back(number);
                 return false;
@@ -230,6 +236,14 @@ impl Engine {
             Slice::Park => {
                 import.stage = Stage::Parked;
                 self.timers.insert((Instant::now() + self.settings.quiet.min(self.settings.scan), number));
+            }
+            Slice::Stalled => {
+                import.stage = Stage::Parked;
+                if import.reading.source.is_some() {
+                    self.stalled.insert(number);
+                }
+                let pause = self.settings.quiet.min(self.settings.scan) + STALLED_EACH * begun;
+                self.timers.insert((Instant::now() + pause, number));
             }
             Slice::Ended => {
                 import.stage = Stage::Draining;

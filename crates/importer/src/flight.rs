@@ -19,19 +19,29 @@ const SLOTS: usize = 16 * 1024;
 /// where threads would need an atomic addition.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    pending: Box<[AtomicU32]>,
+    pending: Box<[Pending]>,
     acknowledged: AtomicU64,
+    acknowledged_bytes: AtomicU64,
     /// Slots whose records are all acknowledged.
     emptied: Mutex<Vec<usize>>,
 }
 
+/// What is not acknowledged of a chunk.
+#[derive(Debug, Default)]
+struct Pending {
+    records: AtomicU32,
+    bytes: AtomicU32,
+}
+
 impl Slots {
-    /// One record of the slot is acknowledged.
-    pub(crate) fn acknowledge(&self, slot: usize) {
+    /// One record of the slot, of so many bytes, is acknowledged.
+    pub(crate) fn acknowledge(&self, slot: usize, bytes: usize) {
         let pending = &self.pending[slot];
-        let left = pending.load(Relaxed).saturating_sub(1);
-        pending.store(left, Relaxed);
+        let left = pending.records.load(Relaxed).saturating_sub(1);
+        pending.records.store(left, Relaxed);
+        pending.bytes.store(pending.bytes.load(Relaxed).saturating_sub(bytes as u32), Relaxed);
         self.acknowledged.store(self.acknowledged.load(Relaxed) + 1, Relaxed);
+        self.acknowledged_bytes.store(self.acknowledged_bytes.load(Relaxed) + bytes as u64, Relaxed);
         if left == 0 {
             self.emptied(slot);
         }
@@ -42,7 +52,7 @@ impl Slots {
     }
 
     fn is_pending(&self, slot: usize) -> bool {
-        self.pending[slot].load(Relaxed) > 0
+        self.pending[slot].records.load(Relaxed) > 0
     }
 }
 
@@ -58,6 +68,15 @@ pub(crate) struct Flight<T> {
     closed: HashMap<u64, VecDeque<Closed<T>>>,
     done: VecDeque<T>,
     sent: u64,
+    sent_bytes: u64,
+}
+
+/// Chunks, records and bytes: what is on its way, or may be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) chunks: u64,
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
 }
 
 #[derive(Debug)]
@@ -69,8 +88,12 @@ struct Closed<T> {
 
 impl<T> Flight<T> {
     pub(crate) fn new() -> Flight<T> {
-        let pending = (0..SLOTS).map(|_| AtomicU32::new(0)).collect();
-        let slots = Arc::new(Slots { pending, acknowledged: AtomicU64::new(0), emptied: Mutex::default() });
+        let slots = Arc::new(Slots {
+            pending: (0..SLOTS).map(|_| Pending::default()).collect(),
+            acknowledged: AtomicU64::new(0),
+            acknowledged_bytes: AtomicU64::new(0),
+            emptied: Mutex::default(),
+        });
         Flight {
             slots,
             free: (1..SLOTS).rev().collect(),
@@ -79,6 +102,7 @@ impl<T> Flight<T> {
             closed: HashMap::new(),
             done: VecDeque::new(),
             sent: 0,
+            sent_bytes: 0,
         }
     }
 
@@ -96,11 +120,13 @@ impl<T> Flight<T> {
         self.open
     }
 
-    /// A record of the open chunk is on its way.
-    pub(crate) fn sent(&mut self, slot: usize) {
+    /// A record of the open chunk, of so many bytes, is on its way.
+    pub(crate) fn sent(&mut self, slot: usize, bytes: usize) {
         let pending = &self.slots.pending[slot];
-        pending.store(pending.load(Relaxed) + 1, Relaxed);
+        pending.records.store(pending.records.load(Relaxed) + 1, Relaxed);
+        pending.bytes.store(pending.bytes.load(Relaxed).saturating_add(bytes as u32), Relaxed);
         self.sent += 1;
+        self.sent_bytes += bytes as u64;
     }
 
     /// Closes the open chunk: it is done when all of its records are acknowledged, and all chunks of
@@ -151,10 +177,26 @@ impl<T> Flight<T> {
         self.closed.values().filter(|chunks| chunks.front().is_some_and(|chunk| chunk.at < time)).count()
     }
 
-    /// Records of a file that are on their way; those of the open chunk are not counted.
-    pub(crate) fn records_of(&self, file: u64) -> u64 {
-        let chunks = self.closed.get(&file).into_iter().flatten();
-        chunks.map(|chunk| u64::from(self.slots.pending[chunk.slot].load(Relaxed))).sum()
+    /// What a file has on its way, without the open chunk.
+    pub(crate) fn usage_of(&self, file: u64) -> Usage {
+        let mut usage = Usage::default();
+        for chunk in self.closed.get(&file).into_iter().flatten() {
+            let pending = &self.slots.pending[chunk.slot];
+            usage.chunks += 1;
+            usage.records += u64::from(pending.records.load(Relaxed));
+            usage.bytes += u64::from(pending.bytes.load(Relaxed));
+        }
+        usage
+    }
+
+    /// How many further chunks can be begun.
+    pub(crate) fn free_chunks(&self) -> u64 {
+        self.free.len() as u64
+    }
+
+    /// Bytes of records on their way.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sent_bytes - self.slots.acknowledged_bytes.load(Relaxed)
     }
 
     /// Whether nothing is on its way.
@@ -181,18 +223,18 @@ mod tests {
     fn chunks_of_a_file_are_done_in_order_and_only_when_all_of_their_records_are_acknowledged() {
         let mut flight = Flight::new();
         let first = flight.open_slot();
-        flight.sent(first);
-        flight.sent(first);
-        flight.slots().acknowledge(first);
+        flight.sent(first, 10);
+        flight.sent(first, 10);
+        flight.slots().acknowledge(first, 10);
         assert_eq!(flight.done(), None, "it is not closed");
         flight.close(1, "first");
         let second = flight.open_slot();
-        flight.sent(second);
+        flight.sent(second, 10);
         flight.close(1, "second");
         flight.close(1, "empty");
-        flight.slots().acknowledge(second);
+        flight.slots().acknowledge(second, 10);
         assert_eq!((flight.done(), flight.of_slot(second), flight.records()), (None, Some((1, &"second")), 1));
-        flight.slots().acknowledge(first);
+        flight.slots().acknowledge(first, 10);
         assert_eq!([flight.done(), flight.done(), flight.done()], [Some("first"), Some("second"), Some("empty")]);
         assert_eq!((flight.done(), flight.records(), flight.is_empty()), (None, 0, true));
     }
@@ -201,14 +243,15 @@ mod tests {
     fn a_file_does_not_wait_for_another() {
         let mut flight = Flight::new();
         let stuck = flight.open_slot();
-        flight.sent(stuck);
+        flight.sent(stuck, 10);
         flight.close(1, "stuck");
         let other = flight.open_slot();
-        flight.sent(other);
+        flight.sent(other, 10);
         flight.close(2, "other");
-        flight.slots().acknowledge(other);
+        flight.slots().acknowledge(other, 10);
         assert_eq!((flight.done(), flight.done()), (Some("other"), None));
-        assert_eq!((flight.records_of(1), flight.records_of(2)), (1, 0));
+        assert_eq!(flight.usage_of(1), Usage { chunks: 1, records: 1, bytes: 10 });
+        assert_eq!((flight.usage_of(2), flight.bytes()), (Usage::default(), 10));
         assert!(flight.waits_since(1).is_some() && flight.waits_since(2).is_none());
         let later = Instant::now() + std::time::Duration::from_secs(1);
         assert_eq!(flight.files_waiting_since(later), 1);
@@ -221,12 +264,12 @@ mod tests {
         for number in 0..SLOTS * 3 {
             let slot = flight.open_slot();
             assert!(!open.contains(&slot) || open.len() > 100, "slot {slot} is used twice");
-            flight.sent(slot);
+            flight.sent(slot, 10);
             flight.close(7, number);
             open.push_back(slot);
             if flight.is_full() {
                 while let Some(slot) = open.pop_front() {
-                    flight.slots().acknowledge(slot);
+                    flight.slots().acknowledge(slot, 10);
                     assert!(flight.done().is_some());
                 }
             }

@@ -49,10 +49,10 @@ pub(crate) enum Stage {
 pub(crate) enum Slice {
     /// There is more to do.
     More,
-    /// Kafka takes no more now.
-    Blocked,
     /// Kafka takes no more of this file now.
     Wait,
+    /// Kafka has taken nothing of this file for a while.
+    Stalled,
     /// At its end, but not complete.
     Park,
     /// It won't get any longer; how it ended is in `ending`.
@@ -152,7 +152,7 @@ impl Import {
         let mut last = self.gzip;
         while Instant::now() < until {
             if desk.sender.flight().is_full() {
-                return Ok(Slice::Blocked);
+                return Ok(self.stalled());
             }
             if let Some(slice) = self.wait_for_kafka(desk) {
                 return Ok(slice);
@@ -161,7 +161,8 @@ impl Import {
             desk.sender.poll();
             match step {
                 Step::More => {}
-                Step::Blocked => return Ok(Slice::Blocked),
+                Step::Blocked if desk.sender.failed() => return Ok(Slice::Wait),
+                Step::Blocked => return Ok(self.stalled()),
                 Step::Changed(why) => return Ok(Slice::Anew(why)),
                 Step::Spoilt(error) => return self.at_fault(error, times),
                 Step::End { .. } if self.reading.is_replaying() => {
@@ -183,18 +184,25 @@ impl Import {
     fn wait_for_kafka(&mut self, desk: &mut Desk) -> Option<Slice> {
         let flight = desk.sender.flight();
         let number = self.reading.number();
-        let left = budget(desk.sender.room(), flight.records_of(number), desk.hold_back);
+        let left = budget(desk.sender.room(), flight.usage_of(number), desk.hold_back);
         let is_stalled = flight.waits_since(number).is_some_and(|since| since.elapsed() > STALL);
         desk.budget = left.max(1);
         if self.reading.in_flight == 0 {
             return None;
         }
-        if is_stalled && !self.gzip {
-            self.reading.source = None;
-            return Some(Slice::Park);
+        if is_stalled {
+            return Some(self.stalled());
         }
         let is_ahead = self.reading.rows_ahead() >= MOST_AHEAD;
-        (is_stalled || is_ahead || left == 0 || self.reading.is_one_by_one()).then_some(Slice::Wait)
+        (is_ahead || left == 0 || self.reading.is_one_by_one()).then_some(Slice::Wait)
+    }
+
+    /// It waits for Kafka, aside. A packed file stays open: it would have to be read from its beginning.
+    fn stalled(&mut self) -> Slice {
+        if !self.gzip {
+            self.reading.source = None;
+        }
+        Slice::Stalled
     }
 
     /// At the end of what is there, with a last line without a line break or not: None when the

@@ -16,13 +16,14 @@ use rdkafka::{
     ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
-    message::{DeliveryResult, Header, OwnedHeaders},
+    message::{DeliveryResult, Header, Message, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig},
 };
 use runtime::KafkaSettings;
 
 use crate::{
-    flight::{Flight, Slots},
+    desk::{RESERVED, SMALL},
+    flight::{Flight, Slots, Usage},
     limits::Limits,
     partitions::Partitions,
 };
@@ -107,7 +108,7 @@ impl ProducerContext for Acknowledgements {
 
     fn delivery(&self, result: &DeliveryResult<'_>, slot: usize) {
         match result {
-            Ok(_) => self.slots.acknowledge(slot),
+            Ok(record) => self.slots.acknowledge(slot, record.payload_len()),
             Err((error, _)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
                 self.lost.store(self.lost.load(Relaxed) + 1, Relaxed);
@@ -117,14 +118,21 @@ impl ProducerContext for Acknowledgements {
     }
 }
 
+/// How much the client takes.
+#[derive(Debug, Clone, Copy)]
+struct Capacity {
+    records: u64,
+    /// Of payloads: it does not count keys and headers.
+    bytes: u64,
+}
+
 /// A producer and what it has on its way.
 pub(crate) struct Sender<T> {
     kafka: KafkaSettings,
     producer: BaseProducer<Acknowledgements>,
     limits: Limits,
     flight: Flight<T>,
-    /// How many records the client takes.
-    capacity: u64,
+    capacity: Capacity,
     /// Since when a failed producer is given time for what can still arrive.
     draining: Option<Instant>,
     /// The time records are stamped with, in milliseconds since 1970: read now and then.
@@ -171,9 +179,18 @@ impl<T> Sender<T> {
         self.limits.fits(&self.kafka.errors_topic, letter.payload.len() + headers, letter.headers.len())
     }
 
-    /// How many further records the client takes, as far as their number counts.
-    pub(crate) fn room(&self) -> u64 {
-        self.capacity.saturating_sub(self.flight.records())
+    /// How much more there is room for.
+    pub(crate) fn room(&self) -> Usage {
+        Usage {
+            chunks: self.flight.free_chunks(),
+            records: self.capacity.records.saturating_sub(self.flight.records()),
+            bytes: self.capacity.bytes.saturating_sub(self.flight.bytes()),
+        }
+    }
+
+    /// Whether a record may use the room that there is: what is left of the bytes is for small ones.
+    fn has_room(&self, bytes: usize) -> bool {
+        bytes <= SMALL || self.flight.bytes() + bytes as u64 <= self.capacity.bytes.saturating_sub(RESERVED.bytes)
     }
 
     /// Partitions that take nothing, though records wait for them.
@@ -194,14 +211,20 @@ impl<T> Sender<T> {
 
     /// Sends a record as part of the open chunk.
     pub(crate) fn send(&mut self, topic: &str, key: &[u8], payload: &[u8]) -> Sent {
+        if !self.has_room(payload.len()) {
+            return Sent::Full;
+        }
         let slot = self.flight.open_slot();
         let record = BaseRecord::with_opaque_to(topic, slot).key(key).payload(payload).timestamp(self.clock);
         let sent = self.producer.send(record);
-        self.note(slot, sent.map_err(|(error, _)| error))
+        self.note(slot, payload.len(), sent.map_err(|(error, _)| error))
     }
 
     /// Sends a refusal to the errors topic as part of the open chunk.
     pub(crate) fn send_letter(&mut self, letter: &DeadLetter) -> Sent {
+        if !self.has_room(letter.payload.len()) {
+            return Sent::Full;
+        }
         let slot = self.flight.open_slot();
         let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len());
         for (key, value) in &letter.headers {
@@ -211,13 +234,13 @@ impl<T> Sender<T> {
         let record: BaseRecord<'_, [u8], [u8], usize> =
             BaseRecord::with_opaque_to(&topic, slot).payload(letter.payload.as_slice()).headers(headers);
         let sent = self.producer.send(record).map_err(|(error, _)| error);
-        self.note(slot, sent)
+        self.note(slot, letter.payload.len(), sent)
     }
 
-    fn note(&mut self, slot: usize, sent: Result<(), KafkaError>) -> Sent {
+    fn note(&mut self, slot: usize, bytes: usize, sent: Result<(), KafkaError>) -> Sent {
         match sent {
             Ok(()) => {
-                self.flight.sent(slot);
+                self.flight.sent(slot, bytes);
                 Sent::Yes
             }
             Err(error) => match error.rdkafka_error_code() {
@@ -255,19 +278,6 @@ impl<T> Sender<T> {
         self.poll();
     }
 
-    /// Waits a while for room for further records; whether there may be some.
-    pub(crate) fn make_room(&mut self) -> bool {
-        let before = self.flight.acknowledged();
-        for _ in 0..50 {
-            self.poll();
-            if self.flight.acknowledged() > before || self.failed() {
-                return !self.failed();
-            }
-            std::thread::sleep(MOMENT);
-        }
-        false
-    }
-
     /// The next chunk all of whose records are acknowledged, in the order of their closing.
     pub(crate) fn done(&mut self) -> Option<T> {
         self.flight.done()
@@ -289,11 +299,19 @@ impl<T> Sender<T> {
     }
 }
 
-/// A producer, and how many records it takes.
-fn produce(kafka: &KafkaSettings, limits: &Limits, slots: Arc<Slots>) -> Result<(BaseProducer<Acknowledgements>, u64)> {
+/// A producer, and how much it takes.
+fn produce(
+    kafka: &KafkaSettings,
+    limits: &Limits,
+    slots: Arc<Slots>,
+) -> Result<(BaseProducer<Acknowledgements>, Capacity)> {
     let mut config = runtime::kafka::producer(kafka, "onhand-importer");
     let batch = config.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(usize::MAX);
-    let capacity = config.get("queue.buffering.max.messages").and_then(|count| count.parse().ok()).unwrap_or(u64::MAX);
+    let number = |name| config.get(name).and_then(|number| number.parse::<u64>().ok());
+    let capacity = Capacity {
+        records: number("queue.buffering.max.messages").unwrap_or(u64::MAX),
+        bytes: number("queue.buffering.max.kbytes").map_or(u64::MAX, |kib| kib * 1024),
+    };
     config.set("batch.size", batch.min(limits.batch()).to_string());
     // a row alone need not wait for company; when there are many, they wait for those before them
     config.set("linger.ms", "0");

@@ -60,7 +60,8 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Pace
             desk.sender.wait();
         } else {
             match reading.step(&mut desk, true).with_context(|| path.display().to_string())? {
-                Step::More | Step::Blocked => {}
+                Step::More => {}
+                Step::Blocked => desk.sender.wait(),
                 Step::End { .. } => ended = true,
                 Step::Spoilt(reason) => (ended, error) = (true, Some(reason)),
                 Step::Changed(why) => bail!("{}: {why}", path.display()),

@@ -107,6 +107,7 @@ impl Engine {
     pub(super) fn forget(&mut self, number: u64) {
         if let Some(import) = self.imports.remove(&number) {
             self.numbers.remove(&import.name);
+            self.stalled.remove(&number);
         }
     }
 

@@ -140,7 +140,9 @@ mod tests {
         let state = FileState::from(&directory.input.join(name).metadata().expect("the file"));
         let whole = (content.len() as u64, hex::encode(Sha256::digest(content)));
         let ending = Ending { accepted: 1, whole, ..Ending::default() };
-        let mut finished = decide(directory, progress, Some("stock"), state, &ending, "now".into()).expect("decided");
+        let reserved = Reserved::default();
+        let mut finished =
+            decide(directory, &reserved, progress, Some("stock"), state, &ending, "now".into()).expect("decided");
         begin(directory, &finished).expect("begun");
         complete(directory, &mut finished).expect("completed");
         assert_eq!(reported(directory), 0);
@@ -166,10 +168,10 @@ mod tests {
                     remove(&directory.done.join(receipt_name(name))).expect("removed");
                 }
                 // killed here; the next process finds the record
-                let Some(Stored::Finished(mut left)) = Stored::read(&directory.progress_of(name)) else {
+                let Ok(Some(Stored::Finished(mut left))) = Stored::read(&directory.progress_of(name)) else {
                     panic!("no record");
                 };
-                complete_again(&directory, &mut left).expect("completed");
+                complete_again(&directory, &Reserved::default(), &mut left).expect("completed");
                 assert!(!directory.progress_of(name).exists());
                 assert_eq!(reported(&directory), 1, "age {age:?}, receipt removed: {removed}");
             }

@@ -43,7 +43,7 @@ impl Reading {
                     Ok(()) if !sender.fits(&self.topic, row.key.len() + row.payload.len()) => {
                         too_large(line, &self.topic)
                     }
-                    Ok(()) => match deliver(sender, |sender| sender.send(&self.topic, &row.key, &row.payload)) {
+                    Ok(()) => match sender.send(&self.topic, &row.key, &row.payload) {
                         Sent::Yes => {
                             mark.line += 1;
                             mark.accepted += 1;
@@ -88,7 +88,7 @@ impl Reading {
                     place.line,
                     error.error
                 );
-            } else if deliver(sender, |sender| sender.send_letter(&letter)) != Sent::Yes {
+            } else if sender.send_letter(&letter) != Sent::Yes {
                 lines.take_back();
                 refused.truncate(before);
                 mark.refused_bytes = kept;
@@ -130,14 +130,4 @@ impl Reading {
 fn too_large<'a>(line: &'a [u8], topic: &str) -> (&'a [u8], RowError) {
     let error = format!("the row is too large for the topic {topic} (its max.message.bytes)");
     (&line[..line.len().min(SHOWN)], RowError { error, column: None, columns: None })
-}
-
-/// Sends, and waits a while when there is no room.
-fn deliver(sender: &mut Sender<Chunk>, mut send: impl FnMut(&mut Sender<Chunk>) -> Sent) -> Sent {
-    loop {
-        match send(sender) {
-            Sent::Full if sender.make_room() => {}
-            sent => return sent,
-        }
-    }
 }

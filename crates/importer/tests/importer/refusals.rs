@@ -6,10 +6,11 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     mocking::MockCluster,
+    producer::DefaultProducerContext,
     types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 
-use crate::house::{HEADER, House, csv, read_topic, row};
+use crate::house::{HEADER, House, csv, gzip, read_topic, row};
 
 /// Creates a topic before the importer does, with a setting.
 fn create(house: &House, topic: &str, name: &str, value: &str) {
@@ -65,16 +66,22 @@ fn a_row_beyond_the_topics_limit_is_refused_alone_and_batches_keep_to_the_limit(
     assert!(!house.log().contains("Kafka did not take everything"), "nothing had to be tried out");
 }
 
-#[test]
-fn a_partition_that_is_away_holds_up_only_files_with_rows_for_it() {
+/// Two brokers; those with a leader that is down take nothing.
+fn two_brokers() -> (MockCluster<'static, DefaultProducerContext>, House) {
     let cluster = MockCluster::new(2).expect("a cluster");
-    let mut house = House::at(&cluster.bootstrap_servers());
+    let house = House::at(&cluster.bootstrap_servers());
     for (topic, partitions) in [(&house.events, 3), (&house.errors, 1)] {
         cluster.create_topic(topic, partitions, 1).expect("a topic");
         for partition in 0..partitions {
             cluster.partition_leader(topic, partition, Some(1)).expect("a leader");
         }
     }
+    (cluster, house)
+}
+
+#[test]
+fn a_partition_that_is_away_holds_up_only_files_with_rows_for_it() {
+    let (cluster, mut house) = two_brokers();
     house.start();
     house.drop_in("before.csv", csv(0..100));
     house.receipt("done", "before.csv");
@@ -123,4 +130,42 @@ fn without_the_right_to_ask_for_the_limit_a_row_beyond_it_is_found_by_sending_it
     let reason = house.errors()[0].json()["error"].as_str().map(str::to_owned).expect("a reason");
     assert_eq!(reason, format!("the row is too large for the topic {} (its max.message.bytes)", house.events));
     assert_eq!(house.text("rejected/a.csv").lines().count(), 2);
+}
+
+#[test]
+fn many_files_for_a_partition_that_is_away_hold_up_no_other() {
+    let (cluster, mut house) = two_brokers();
+    house.start();
+    house.drop_in("before.csv", csv(0..100));
+    house.receipt("done", "before.csv");
+    let events = read_topic(&house.broker, &house.events);
+    let away = events[0].partition;
+    let card = |there: bool| {
+        let record = events.iter().find(|record| (record.partition == away) != there).expect("a record");
+        record.number() % 35
+    };
+    let (lost, found) = (card(false), card(true));
+    cluster.partition_leader(&house.events, away, Some(2)).expect("a leader");
+    cluster.partition_leader(&house.errors, 0, Some(2)).expect("a leader");
+    cluster.broker_down(2).expect("it is down");
+    // more than the client takes: packed files, files of many rows, and refusals of many bytes
+    for file in 0..100 {
+        let rows = |count: usize| csv((0..count).map(|number| lost + 35 * (file * 10_000 + number + 10)));
+        house.drop_in(format!("packed{file}.csv.gz"), gzip(rows(200)));
+        house.drop_in(format!("large{file}.csv"), rows(2_000));
+    }
+    for file in 0..400 {
+        house.drop_in(format!("garbage{file}.csv"), csv([]) + &"x".repeat(60_000) + "\n");
+    }
+    house.wait_for_log(&format!("partitions: {} partition {away}", house.events));
+    house.wait_long("all to be begun", || (house.log().matches("importing \"").count() == 601).then_some(()));
+    for number in 0..20 {
+        let name = format!("{number}.csv");
+        house.drop_in(&name, csv([found + 35 * (200_000 + number)]));
+        assert_eq!(house.counts("done", &name), (1, 1, 0, None));
+    }
+    house.drop_in("good.csv.gz", gzip(csv([found + 35 * 300_000])));
+    assert_eq!(house.counts("done", "good.csv.gz"), (1, 1, 0, None));
+    cluster.broker_up(2).expect("it is up");
+    house.wait_long("all files", || (house.names("done").len() == 2 * (100 + 100 + 400 + 22)).then_some(()));
 }

@@ -111,7 +111,8 @@ impl Desk {
             self.failures += 1;
             Duration::from_millis(250).saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE)
         };
-        self.sender.renew()?;
+        // refused for another reason than its size: the limits are what they were
+        self.sender.renew(!pause.is_zero() || codes().any(is_about_size))?;
         Ok(Some(Recovery { refused, pause, no_topic, reason: code.to_string() }))
     }
 }

@@ -62,6 +62,10 @@ pub(crate) struct Engine {
     late_growth: LateGrowth,
     /// Grown files that cannot be read on, of which that was said.
     not_read_on: BTreeSet<PathBuf>,
+    /// The failing file that is tried again, and since when.
+    trying: Option<(u64, Instant)>,
+    /// When to try the next failing file.
+    next_try: Instant,
     /// Files on their way, by number, and their numbers by name.
     imports: HashMap<u64, Import>,
     numbers: HashMap<OsString, u64>,
@@ -106,6 +110,8 @@ impl Engine {
             troubles: Troubles::default(),
             late_growth,
             not_read_on: BTreeSet::new(),
+            trying: None,
+            next_try: now,
             imports: HashMap::new(),
             numbers: HashMap::new(),
             next_number: 0,
@@ -189,6 +195,7 @@ impl Engine {
         self.try_ends_again(now);
         self.take_copies();
         self.read_on();
+        self.try_failing(now);
         while let Some((time, number)) = self.timers.first().copied()
             && time <= now
         {
@@ -206,7 +213,10 @@ impl Engine {
             && ((self.imports.len() + self.ends.copies()) as u64) < BEGUN
         {
             let Some(name) = self.waiting.pop_front() else { break };
-            self.begin(name);
+            // these have their turn one at a time
+            if !self.troubles.is_failing(&name) {
+                self.begin(name);
+            }
         }
         let Some(number) = self.queue.pop_front() else { return Ok(false) };
         Ok(self.work(number))
@@ -266,7 +276,8 @@ impl Engine {
 
     fn time_to_sleep(&self) -> Duration {
         let timer = self.timers.first().map(|(time, _)| *time);
-        let next = [Some(self.scan.due()), timer, self.ends.due()].into_iter().flatten().min();
+        let next_try = self.troubles.any_failing().then_some(self.next_try);
+        let next = [Some(self.scan.due()), timer, self.ends.due(), next_try].into_iter().flatten().min();
         let next = next.map_or(self.settings.scan, |next| next.saturating_duration_since(Instant::now()));
         next.max(self.pause.saturating_duration_since(Instant::now())).min(Duration::from_secs(1))
     }

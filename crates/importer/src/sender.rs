@@ -16,7 +16,7 @@ use rdkafka::{
     ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, RDKafkaErrorCode},
-    message::{DeliveryResult, Header, Message, OwnedHeaders},
+    message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseProducer, BaseRecord, Producer, ProducerContext, PurgeConfig},
 };
 use runtime::KafkaSettings;
@@ -158,12 +158,14 @@ impl<T> Sender<T> {
     }
 
     /// Starts again with a new producer after a failure: what was on its way is forgotten, and is the
-    /// caller's to send again.
-    pub(crate) fn renew(&mut self) -> Result<()> {
+    /// caller's to send again. `ask`: the limits may have changed, and Kafka is asked for them again.
+    pub(crate) fn renew(&mut self, ask: bool) -> Result<()> {
         self.flight = Flight::new();
         self.draining = None;
         self.producer.purge(PurgeConfig::default().queue().inflight());
-        self.limits = Limits::ask(&self.kafka);
+        if ask {
+            self.limits = Limits::ask(&self.kafka);
+        }
         (self.producer, self.capacity) = produce(&self.kafka, &self.limits, self.flight.slots())?;
         Ok(())
     }

@@ -3,8 +3,9 @@
 //! tried again after pauses that double.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     ffi::{OsStr, OsString},
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -16,7 +17,8 @@ use crate::{
     receipt::{Receipt, now},
 };
 
-/// How many are kept in mind. Further ones are tried whenever a listing comes by them.
+/// How many of each kind are kept in mind. Further unreadable ones are tried whenever a listing comes
+/// by them; further failing ones are not tried until there is room.
 const MOST: usize = 10_000;
 
 /// What kind of trouble it is.
@@ -34,6 +36,8 @@ pub(crate) struct Troubles {
     known: HashMap<OsString, Trouble>,
     /// Those of [`Kind::Failing`].
     failing: BTreeSet<OsString>,
+    /// Hashes of the names of further failing ones.
+    further: HashSet<u64>,
     is_full: bool,
 }
 
@@ -53,12 +57,23 @@ impl Troubles {
 
     /// Whether importing `name` has failed before.
     pub(crate) fn is_failing(&self, name: &OsStr) -> bool {
-        self.failing.contains(name)
+        self.failing.contains(name) || (!self.further.is_empty() && self.further.contains(&hash(name)))
     }
 
     /// Whether `name` may be tried (again).
     pub(crate) fn is_due(&self, name: &OsStr, now: Instant) -> bool {
         self.known.get(name).is_none_or(|trouble| trouble.backoff.is_due(now))
+    }
+
+    /// The failing file whose next try is due for the longest time, of those not to `skip`.
+    pub(crate) fn next_failing(&self, now: Instant, skip: impl Fn(&OsStr) -> bool) -> Option<OsString> {
+        let due = self.failing.iter().filter_map(|name| Some((self.known.get(name)?.backoff.due()?, name)));
+        due.filter(|(due, name)| *due <= now && !skip(name)).min().map(|(_, name)| name.clone())
+    }
+
+    /// Whether any file fails.
+    pub(crate) fn any_failing(&self) -> bool {
+        !self.failing.is_empty()
     }
 
     /// `name` was changed: what made it unreadable may be over.
@@ -82,7 +97,10 @@ impl Troubles {
             if trouble.reason == reason && trouble.kind == kind {
                 return;
             }
-        } else if self.known.len() >= MOST {
+        } else if self.count(kind) >= MOST {
+            if kind == Kind::Failing {
+                self.further.insert(hash(name));
+            }
             if !self.is_full {
                 tracing::error!("more than {MOST} files can't be imported: further ones are not reported one by one");
                 self.is_full = true;
@@ -131,10 +149,21 @@ impl Troubles {
     pub(crate) fn over(&mut self, directory: &Directory, name: &OsStr) {
         let known = self.known.remove(name).map(|trouble| trouble.receipt);
         self.failing.remove(name);
-        self.is_full &= self.known.len() >= MOST;
+        if self.is_full && (self.failing.len() < MOST || self.further.is_empty()) {
+            // there is room again: listings come by the further ones
+            self.is_full = self.known.len() >= MOST;
+            self.further.clear();
+        }
         let path = known.or_else(|| left_in_place(directory, name));
         if let Some(Err(error)) = path.map(|path| remove(&path)) {
             tracing::warn!("the receipt of {name:?} can't be removed: {error}");
+        }
+    }
+
+    fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Failing => self.failing.len(),
+            Kind::Unreadable => self.known.len() - self.failing.len(),
         }
     }
 
@@ -146,6 +175,12 @@ impl Troubles {
             self.over(directory, &name);
         }
     }
+}
+
+fn hash(name: &OsStr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The receipt of this name, if it is one of a file left in place.

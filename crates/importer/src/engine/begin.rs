@@ -3,10 +3,10 @@
 use std::{
     ffi::{OsStr, OsString},
     io,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{Engine, NAMES};
+use super::{Engine, NAMES, RETRY};
 use crate::{
     directory::{Directory, remove},
     figures,
@@ -18,7 +18,36 @@ use crate::{
     trouble::Kind,
 };
 
+/// How often to look whether another failing file may be tried: while one is, and while none is due.
+const LOOK_WHILE_TRYING: Duration = Duration::from_millis(10);
+const LOOK_WHILE_NONE_IS_DUE: Duration = Duration::from_millis(100);
+/// How long a try may keep the next failing file waiting.
+const LONGEST_TRY: Duration = Duration::from_secs(10);
+
 impl Engine {
+    /// Tries failing files again, one at a time and at most one a second that fails: what Kafka refuses
+    /// of one costs all others their producer.
+    pub(super) fn try_failing(&mut self, now: Instant) {
+        if now < self.next_try || !self.troubles.any_failing() {
+            return;
+        }
+        self.next_try = now + LOOK_WHILE_TRYING;
+        if let Some((number, since)) = self.trying
+            && self.imports.contains_key(&number)
+            && now.duration_since(since) < LONGEST_TRY
+        {
+            return;
+        }
+        let skip = |name: &OsStr| self.numbers.contains_key(name) || self.ends.is_waiting(name);
+        match self.troubles.next_failing(now, skip) {
+            Some(name) => {
+                self.begin(name);
+                self.trying = Some((self.next_number, now));
+            }
+            None => self.next_try = now + LOOK_WHILE_NONE_IS_DUE,
+        }
+    }
+
     /// Takes up a file of `input/`.
     pub(super) fn begin(&mut self, name: OsString) {
         let is_known = self.numbers.contains_key(&name) || self.ends.is_waiting(&name);
@@ -122,6 +151,9 @@ impl Engine {
         self.troubles.tell(&self.directory, &name, Kind::Failing, &reason);
         self.report_failing();
         self.forget(number);
+        if self.trying.is_some_and(|(trying, _)| trying == number) {
+            self.next_try = Instant::now() + RETRY;
+        }
     }
 
     /// Says which files fail, until none does.
@@ -134,7 +166,10 @@ impl Engine {
 
     pub(super) fn look_for_files(&mut self) {
         let (numbers, ends, troubles, now) = (&self.numbers, &self.ends, &self.troubles, Instant::now());
-        let known = |name: &OsStr| numbers.contains_key(name) || ends.is_waiting(name) || !troubles.is_due(name, now);
+        let known = |name: &OsStr| {
+            let is_begun = numbers.contains_key(name) || ends.is_waiting(name);
+            is_begun || troubles.is_failing(name) || !troubles.is_due(name, now)
+        };
         match self.scan.list(&self.directory.input, known) {
             Ok(names) => {
                 self.waiting = names.into();

@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        finish::{Ending, begin, complete_again, decide},
+        finish::{Ending, Reserved, begin, complete_again, decide},
         late_growth::Looker,
         mark::Mark,
         receipt::Progress,

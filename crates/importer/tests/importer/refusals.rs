@@ -107,20 +107,24 @@ fn two_brokers() -> (MockCluster<'static, DefaultProducerContext>, House) {
     (cluster, house)
 }
 
+/// A partition of the events topic, a card whose rows are all in it, and one whose rows are not.
+fn partition_and_cards(house: &House) -> (i32, usize, usize) {
+    house.drop_in("before.csv", csv(0..100));
+    house.receipt("done", "before.csv");
+    let events = read_topic(&house.broker, &house.events);
+    let partition = events[0].partition;
+    let card = |is_in: bool| {
+        let record = events.iter().find(|record| (record.partition == partition) == is_in).expect("a record");
+        record.number() % 35
+    };
+    (partition, card(true), card(false))
+}
+
 #[test]
 fn a_partition_that_is_away_holds_up_only_files_with_rows_for_it() {
     let (cluster, mut house) = two_brokers();
     house.start();
-    house.drop_in("before.csv", csv(0..100));
-    house.receipt("done", "before.csv");
-    let events = read_topic(&house.broker, &house.events);
-    let away = events[0].partition;
-    // numbers of one card: the rows of a card are all in one partition
-    let card = |there: bool| {
-        let record = events.iter().find(|record| (record.partition == away) != there).expect("a record");
-        record.number() % 35
-    };
-    let (lost, found) = (card(false), card(true));
+    let (away, lost, found) = partition_and_cards(&house);
     cluster.partition_leader(&house.events, away, Some(2)).expect("a leader");
     cluster.broker_down(2).expect("it is down");
     // far more than the client takes, all of it for the partition that is away, and some for all
@@ -164,15 +168,7 @@ fn without_the_right_to_ask_for_the_limit_a_row_beyond_it_is_found_by_sending_it
 fn many_files_for_a_partition_that_is_away_hold_up_no_other() {
     let (cluster, mut house) = two_brokers();
     house.start();
-    house.drop_in("before.csv", csv(0..100));
-    house.receipt("done", "before.csv");
-    let events = read_topic(&house.broker, &house.events);
-    let away = events[0].partition;
-    let card = |there: bool| {
-        let record = events.iter().find(|record| (record.partition == away) != there).expect("a record");
-        record.number() % 35
-    };
-    let (lost, found) = (card(false), card(true));
+    let (away, lost, found) = partition_and_cards(&house);
     cluster.partition_leader(&house.events, away, Some(2)).expect("a leader");
     cluster.partition_leader(&house.errors, 0, Some(2)).expect("a leader");
     cluster.broker_down(2).expect("it is down");

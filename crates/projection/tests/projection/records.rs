@@ -119,7 +119,7 @@ async fn what_was_assumed_wrongly_is_applied_again_at_once_with_the_attempts_num
     house.until_read().await;
     assert_eq!((house.applied(0).await, house.refused()), (vec![0, 1, 2], vec![]));
     assert_eq!(house.desk.attempts(1), [0, 1, 2, 3, 4, 5, 6, 7]);
-    // the next batch begins anew
+    // the next batch begins again with 0
     house.send(0, ["stale 1"]);
     house.until_read().await;
     assert_eq!(house.desk.attempts(3), [0, 1]);

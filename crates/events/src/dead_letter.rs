@@ -1,24 +1,17 @@
-//! Dead letters: what is refused comes back on the errors topic with its reason and its place in
-//! the source. Headers follow Kafka Connect's convention for dead letter queues (KIP-298), and
+//! Dead letters: what is refused comes back on the errors topic with its reason and its location
+//! in the source. Headers follow Kafka Connect's convention for dead letter queues (KIP-298), and
 //! `ce_id` is a CloudEvents id: the same refusal always has the same, so readers can drop repeats.
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-/// A dead letter must fit where its record did, though JSON and base64 make bytes more: of a record
-/// beyond this size only the beginning is in it, and the whole is where the headers say.
-const WHOLE: usize = 64 << 10;
-/// The longest reason, in bytes.
-const LONGEST_REASON: usize = 2_000;
+use crate::{Refusal, RefusalClass};
 
-/// Why something is refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// One sentence that a shop manager understands.
-    pub error: String,
-    /// The kind of refusal, for programs: `InsufficientStock`.
-    pub class: &'static str,
-}
+/// A dead letter must fit where its record did, although JSON and base64 take more bytes: of a larger
+/// record it holds only the first bytes, and the headers say where the whole record is. Bytes.
+const FULL_SIZE: usize = 64 << 10;
+/// Longer reasons are cut. Bytes.
+const MAX_REASON: usize = 2_000;
 
 /// A record for the errors topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,9 +24,9 @@ pub struct DeadLetter {
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// Where a refused record of a topic stands.
+/// Where a record is.
 #[derive(Debug, Clone, Copy)]
-pub struct RecordPlace<'a> {
+pub struct RecordLocation<'a> {
     /// Which service refuses: `stock`.
     pub service: &'a str,
     /// Its topic.
@@ -44,9 +37,9 @@ pub struct RecordPlace<'a> {
     pub offset: i64,
 }
 
-/// Where a refused row of a file stands.
+/// Where a row of a file is.
 #[derive(Debug, Clone, Copy)]
-pub struct RowPlace<'a> {
+pub struct RowLocation<'a> {
     /// The file's name, without its directory.
     pub file: &'a str,
     /// The line, counted from 1; the header is line 1.
@@ -77,62 +70,68 @@ pub mod header {
 
 impl DeadLetter {
     /// The refusal of a record: its own fields and `error`; `raw` where it is not a JSON object.
-    pub fn of_record(place: RecordPlace<'_>, key: Option<&[u8]>, payload: &[u8], refusal: &Refusal) -> DeadLetter {
+    pub fn of_record(
+        location: RecordLocation<'_>,
+        key: Option<&[u8]>,
+        payload: &[u8],
+        refusal: &Refusal,
+    ) -> DeadLetter {
         let mut object = match serde_json::from_slice(payload) {
-            Ok(Value::Object(object)) if payload.len() <= WHOLE => object,
+            Ok(Value::Object(object)) if payload.len() <= FULL_SIZE => object,
             _ => raw(payload),
         };
         let error = shortened(&refusal.error);
         object.insert("error".into(), error.as_str().into());
-        let RecordPlace { service, topic, partition, offset } = place;
-        // a topic made anew has other records at the same offsets
+        let RecordLocation { service, topic, partition, offset } = location;
+        // a topic that was created again has other records at the same offsets
         let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, payload).to_string();
         DeadLetter {
-            key: key.filter(|key| key.len() <= WHOLE).map(<[u8]>::to_vec),
+            key: key.filter(|key| key.len() <= FULL_SIZE).map(<[u8]>::to_vec),
             payload: Value::Object(object).to_string().into_bytes(),
             headers: vec![
                 (header::TOPIC, topic.to_owned()),
                 (header::PARTITION, partition.to_string()),
                 (header::OFFSET, offset.to_string()),
                 (header::CONNECTOR, service.to_owned()),
-                (header::CLASS, refusal.class.to_owned()),
+                (header::CLASS, refusal.class.to_string()),
                 (header::MESSAGE, error),
                 (header::ID, id(&[service, topic, &partition.to_string(), &offset.to_string(), &content])),
             ],
         }
     }
 
-    /// The refusal of a row: its columns (else the line as `raw`), `error` and its place.
+    /// The refusal of a row: its columns (else the line as `raw`), `error` and its location.
     /// `topic` is where the row would have gone.
-    pub fn of_row(place: RowPlace<'_>, topic: &str, line: &[u8], error: &crate::RowError) -> DeadLetter {
+    pub fn of_row(location: RowLocation<'_>, topic: &str, line: &[u8], error: &crate::RowError) -> DeadLetter {
         let mut object = match &error.columns {
             Some(columns) => columns.iter().map(|(name, text)| ((*name).into(), text.as_str().into())).collect(),
             None => raw(line),
         };
         object.insert("error".into(), error.error.as_str().into());
-        object.insert("file".into(), place.file.into());
-        object.insert("line".into(), place.line.into());
-        object.insert("byte".into(), place.byte.into());
-        if let Some(column) = place.column {
+        object.insert("file".into(), location.file.into());
+        object.insert("line".into(), location.line.into());
+        object.insert("byte".into(), location.byte.into());
+        if let Some(column) = location.column {
             object.insert("column".into(), column.into());
         }
         let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, line).to_string();
+        let class = if error.columns.is_some() { RefusalClass::InvalidRow } else { RefusalClass::UnreadableRow };
         DeadLetter {
             key: None,
             payload: Value::Object(object).to_string().into_bytes(),
             headers: vec![
                 (header::TOPIC, topic.to_owned()),
                 (header::CONNECTOR, "importer".to_owned()),
-                (header::CLASS, if error.columns.is_some() { "InvalidRow" } else { "UnreadableRow" }.to_owned()),
+                (header::CLASS, class.to_string()),
                 (header::MESSAGE, error.error.clone()),
-                (header::ID, id(&["importer", place.file, &place.byte.to_string(), &content])),
+                (header::ID, id(&["importer", location.file, &location.byte.to_string(), &content])),
             ],
         }
     }
 }
 
 fn shortened(error: &str) -> String {
-    match error.char_indices().find(|(at, _)| *at >= LONGEST_REASON) {
+    match error.char_indices().find(|(at, _)| *at >= MAX_REASON) {
         Some((at, _)) => format!("{}...", &error[..at]),
         None => error.to_owned(),
     }
@@ -143,8 +142,8 @@ fn shortened(error: &str) -> String {
 fn raw(bytes: &[u8]) -> Map<String, Value> {
     let mut object = Map::new();
     let all = bytes.len();
-    let bytes = &bytes[..all.min(WHOLE)];
-    if all > WHOLE {
+    let bytes = &bytes[..all.min(FULL_SIZE)];
+    if all > FULL_SIZE {
         object.insert("raw_bytes".into(), all.into());
     }
     object.insert("raw".into(), String::from_utf8_lossy(bytes).into());

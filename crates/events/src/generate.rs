@@ -1,10 +1,10 @@
 //! Rows of stock files by the million, for trying, testing and measuring: the same for the same
-//! seed and shape, for ever, and each with the fate it was made for. Memory does not grow with the
+//! seed and shape, each with the outcome that it was made for. Memory does not grow with the
 //! rows: one small entry a card, and bounded windows of what came before.
 
 use std::collections::VecDeque;
 
-use crate::stock::{EVENT_TYPE, MAX_VALUE, Movement};
+use crate::stock::{CSV, MAX_VALUE, Movement};
 
 mod random;
 mod text;
@@ -21,7 +21,7 @@ const MAX_WAITING: usize = 4096;
 /// An early sale's stock comes so many rows later, at the soonest; at most twice that.
 const COVER_AFTER: u64 = 1000;
 /// A card holds no more than this, so that a sale of more than it can never be covered.
-const FULL: i64 = 1_000_000_000;
+const MAX_AMOUNT: i64 = 1_000_000_000;
 /// The most cards: 16 bytes each are kept.
 const MAX_CARDS: u64 = 100_000_000;
 
@@ -69,7 +69,7 @@ pub struct ShapeError(String);
 
 /// What a row was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Fate {
+pub enum ExpectedOutcome {
     /// Goods come in.
     Incoming,
     /// A sale within the stock.
@@ -91,8 +91,8 @@ pub enum Fate {
 #[derive(Debug)]
 pub struct Generator {
     shape: Shape,
-    /// Upper ends of the fates' ranges in a roll of 32 bits.
-    ranges: [(u64, Fate); 5],
+    /// Upper ends of the outcomes' ranges in a roll of 32 bits.
+    ranges: [(u64, ExpectedOutcome); 5],
     sales: u64,
     random: Random,
     text: Text,
@@ -132,15 +132,15 @@ impl Generator {
         let cards = shape.cards()?;
         let mut end = 0.0;
         let ranges = [
-            (shape.early, Fate::Early),
-            (shape.hopeless, Fate::Hopeless),
-            (shape.duplicates, Fate::Duplicate),
-            (shape.conflicts, Fate::Conflict),
-            (shape.bad, Fate::Bad),
+            (shape.early, ExpectedOutcome::Early),
+            (shape.hopeless, ExpectedOutcome::Hopeless),
+            (shape.duplicates, ExpectedOutcome::Duplicate),
+            (shape.conflicts, ExpectedOutcome::Conflict),
+            (shape.bad, ExpectedOutcome::Bad),
         ];
-        let ranges = ranges.map(|(share, fate)| {
+        let ranges = ranges.map(|(share, outcome)| {
             end += share;
-            (threshold(end), fate)
+            (threshold(end), outcome)
         });
         Ok(Generator {
             shape,
@@ -160,25 +160,25 @@ impl Generator {
 
     /// The header line, with its line break.
     pub fn header_line() -> String {
-        EVENT_TYPE.header_line() + "\n"
+        CSV.header_line() + "\n"
     }
 
     /// Appends a row, with its line break, and says what it was made for.
-    pub fn write_row(&mut self, out: &mut Vec<u8>) -> Fate {
+    pub fn write_row(&mut self, out: &mut Vec<u8>) -> ExpectedOutcome {
         self.rows += 1;
         self.second += self.random.below(2) as i64;
         let roll = self.random.below(1 << 32);
-        let fate = self.ranges.iter().find(|(end, _)| roll < *end).map(|(_, fate)| *fate);
-        let written = match fate {
-            Some(Fate::Early) => self.early(out),
-            Some(Fate::Hopeless) => Some(self.hopeless(out)),
-            Some(Fate::Duplicate) => self.duplicate(out),
-            Some(Fate::Conflict) => self.conflict(out),
-            Some(Fate::Bad) => Some(self.bad(out)),
+        let outcome = self.ranges.iter().find(|(end, _)| roll < *end).map(|(_, outcome)| *outcome);
+        let written = match outcome {
+            Some(ExpectedOutcome::Early) => self.early(out),
+            Some(ExpectedOutcome::Hopeless) => Some(self.hopeless(out)),
+            Some(ExpectedOutcome::Duplicate) => self.duplicate(out),
+            Some(ExpectedOutcome::Conflict) => self.conflict(out),
+            Some(ExpectedOutcome::Bad) => Some(self.bad(out)),
             _ => None,
         };
         match written {
-            Some(fate) => fate,
+            Some(outcome) => outcome,
             None if self.random.below(1 << 32) < self.sales => self.sale(out),
             None => self.incoming(out),
         }
@@ -189,7 +189,7 @@ impl Generator {
         self.uncovered
     }
 
-    fn incoming(&mut self, out: &mut Vec<u8>) -> Fate {
+    fn incoming(&mut self, out: &mut Vec<u8>) -> ExpectedOutcome {
         let due = self.waiting.front().is_some_and(|(row, _)| *row <= self.rows || self.waiting.len() == MAX_WAITING);
         let card = match due.then(|| self.waiting.pop_front()).flatten() {
             Some((_, card)) => card,
@@ -197,7 +197,7 @@ impl Generator {
         };
         let stock = &mut self.cards[card];
         let missing = (stock.early - stock.amount).max(0);
-        let value = if stock.amount < FULL { missing + 1 + self.random.below(500) as i64 } else { 1 };
+        let value = if stock.amount < MAX_AMOUNT { missing + 1 + self.random.below(500) as i64 } else { 1 };
         stock.amount += value;
         if (1..=stock.amount).contains(&stock.early) {
             stock.amount -= std::mem::take(&mut stock.early);
@@ -207,24 +207,24 @@ impl Generator {
             self.random.keep(&mut self.stocked, WINDOW, card);
         }
         self.remember(Movement::Incoming, card, value, out);
-        Fate::Incoming
+        ExpectedOutcome::Incoming
     }
 
-    fn sale(&mut self, out: &mut Vec<u8>) -> Fate {
+    fn sale(&mut self, out: &mut Vec<u8>) -> ExpectedOutcome {
         let Some(card) = self.card_with_stock() else { return self.incoming(out) };
         let most = self.cards[card].amount.min(40) as u64;
         let value = 1 + self.random.below(most) as i64;
         self.cards[card].amount -= value;
         self.remember(Movement::Sale, card, value, out);
-        Fate::Sale
+        ExpectedOutcome::Sale
     }
 
-    fn early(&mut self, out: &mut Vec<u8>) -> Option<Fate> {
+    fn early(&mut self, out: &mut Vec<u8>) -> Option<ExpectedOutcome> {
         // one at a time for a card: which of two goes first would be the rules' business
         let candidates = [(); 4].map(|()| self.any_card());
         let card = candidates.into_iter().find(|card| self.cards[*card].early == 0)?;
         let amount = self.cards[card].amount;
-        if amount >= FULL || self.waiting.len() == MAX_WAITING {
+        if amount >= MAX_AMOUNT || self.waiting.len() == MAX_WAITING {
             return None;
         }
         let value = amount + 1 + self.random.below(50) as i64;
@@ -232,25 +232,25 @@ impl Generator {
         self.uncovered += 1;
         self.waiting.push_back((self.rows + COVER_AFTER + self.random.below(COVER_AFTER), card));
         self.remember(Movement::Sale, card, value, out);
-        Some(Fate::Early)
+        Some(ExpectedOutcome::Early)
     }
 
-    fn duplicate(&mut self, out: &mut Vec<u8>) -> Option<Fate> {
+    fn duplicate(&mut self, out: &mut Vec<u8>) -> Option<ExpectedOutcome> {
         let event = self.earlier()?;
         self.text.write(&event, out);
-        Some(Fate::Duplicate)
+        Some(ExpectedOutcome::Duplicate)
     }
 
-    fn conflict(&mut self, out: &mut Vec<u8>) -> Option<Fate> {
+    fn conflict(&mut self, out: &mut Vec<u8>) -> Option<ExpectedOutcome> {
         let event = self.earlier()?;
         let value = if event.value > 1 { event.value - 1 } else { 2 };
         self.text.write(&Event { value, ..event }, out);
-        Some(Fate::Conflict)
+        Some(ExpectedOutcome::Conflict)
     }
 
     /// More than any card holds, or an item that no store ever gets. Not remembered: sent again
-    /// after its refusal, it would be judged anew.
-    fn hopeless(&mut self, out: &mut Vec<u8>) -> Fate {
+    /// after its refusal, it would be judged again.
+    fn hopeless(&mut self, out: &mut Vec<u8>) -> ExpectedOutcome {
         let mut event = self.event(Movement::Sale, 0, 0);
         event.store = 1 + self.random.below(self.shape.stores);
         event.item = 1 + self.random.below(self.shape.items);
@@ -261,16 +261,16 @@ impl Generator {
             event.value = 1 + self.random.below(40) as i64;
         }
         self.text.write(&event, out);
-        Fate::Hopeless
+        ExpectedOutcome::Hopeless
     }
 
-    fn bad(&mut self, out: &mut Vec<u8>) -> Fate {
+    fn bad(&mut self, out: &mut Vec<u8>) -> ExpectedOutcome {
         let card = self.any_card();
         let value = 1 + self.random.below(500) as i64;
         let event = self.event(Movement::Incoming, card, value);
         let fault = text::FAULTS[self.random.below(text::FAULTS.len() as u64) as usize];
         self.text.write_bad(&event, fault, out);
-        Fate::Bad
+        ExpectedOutcome::Bad
     }
 
     fn remember(&mut self, movement: Movement, card: usize, value: i64, out: &mut Vec<u8>) {

@@ -1,18 +1,21 @@
-//! What travels: event types with their CSV columns, JSON schemas, Kafka keys and topics, and the
-//! dead letters that carry refusals back. No I/O, and knows no other crate of the house.
+//! What travels on Kafka: event types with their JSON schemas, topics and CSV columns, and the dead
+//! letters that carry refusals back. No I/O; depends on no other crate of the workspace.
 
+pub mod csv;
 pub mod dead_letter;
 pub mod event_type;
 pub mod generate;
-pub mod header;
-pub mod kind;
-pub mod row;
-pub mod stock;
+pub mod refusal;
 pub mod timestamp;
+pub mod types;
 
-pub use dead_letter::{DeadLetter, Refusal};
-pub use event_type::{Column, EVENT_TYPES, EventType};
-pub use header::{Header, HeaderError};
-pub use kind::Kind;
-pub use row::{Row, RowError, RowReader};
+pub use csv::{
+    header::{Header, HeaderError},
+    kind::Kind,
+    row::{Row, RowError, RowReader},
+};
+pub use dead_letter::DeadLetter;
+pub use event_type::{Column, CsvForm, EVENT_TYPES, EventType};
+pub use refusal::{Refusal, RefusalClass};
 pub use timestamp::Timestamp;
+pub use types::stock;

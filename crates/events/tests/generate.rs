@@ -1,24 +1,24 @@
-//! Generated files: the same for ever, in the shape that was asked for, and true to their fates.
+//! Generated files: the same for ever, in the shape that was asked for, and true to their outcomes.
 
 use std::collections::{BTreeMap, HashMap};
 
 use events::{
     Header, Row, RowReader,
-    generate::{Fate, Generator, Shape},
+    generate::{ExpectedOutcome, Generator, Shape},
     stock::{Card, Movement, StockEvent},
 };
 use uuid::Uuid;
 
-/// All fates often, on few cards.
+/// All outcomes often, on few cards.
 const LIVELY: Shape =
     Shape { stores: 3, items: 20, sales: 0.6, early: 0.01, hopeless: 0.05, duplicates: 0.1, conflicts: 0.1, bad: 0.15 };
 
-fn rows(seed: u64, shape: Shape, count: usize) -> (Vec<(Fate, String)>, Generator) {
+fn rows(seed: u64, shape: Shape, count: usize) -> (Vec<(ExpectedOutcome, String)>, Generator) {
     let mut generator = Generator::new(seed, shape).unwrap();
     let rows = (0..count).map(|_| {
         let mut line = Vec::new();
-        let fate = generator.write_row(&mut line);
-        (fate, String::from_utf8(line).unwrap().strip_suffix('\n').unwrap().to_owned())
+        let outcome = generator.write_row(&mut line);
+        (outcome, String::from_utf8(line).unwrap().strip_suffix('\n').unwrap().to_owned())
     });
     (rows.collect(), generator)
 }
@@ -30,7 +30,7 @@ fn reader() -> RowReader {
 #[test]
 fn the_same_seed_gives_the_same_bytes_for_ever() {
     let (rows, _) = rows(1, LIVELY, 16);
-    let lines: Vec<_> = rows.iter().map(|(fate, line)| format!("{line} ({fate:?})")).collect();
+    let lines: Vec<_> = rows.iter().map(|(outcome, line)| format!("{line} ({outcome:?})")).collect();
     insta::assert_snapshot!(lines.join("\n"), @"
     3f391c8a-76d9-40bb-ad49-e4067617136b,incoming,2026-01-01T00:00:00Z,3,7,314 (Incoming)
     bc9e9deb-3c2a-4940-9b0a-d7b5e85080c2,incoming,2026-01-01T00:00:00Z,1,9,392 (Incoming)
@@ -63,30 +63,34 @@ fn the_shares_are_met() {
     let shape = Shape { early: 0.02, hopeless: 0.01, duplicates: 0.03, conflicts: 0.04, bad: 0.05, ..Shape::default() };
     let count = 200_000;
     let mut counts = BTreeMap::new();
-    for (fate, _) in rows(7, shape, count).0 {
-        *counts.entry(fate).or_insert(0_u32) += 1;
+    for (outcome, _) in rows(7, shape, count).0 {
+        *counts.entry(outcome).or_insert(0_u32) += 1;
     }
     let plain = 0.85;
     let expected = BTreeMap::from([
-        (Fate::Incoming, plain * 0.5),
-        (Fate::Sale, plain * 0.5),
-        (Fate::Early, 0.02),
-        (Fate::Hopeless, 0.01),
-        (Fate::Duplicate, 0.03),
-        (Fate::Conflict, 0.04),
-        (Fate::Bad, 0.05),
+        (ExpectedOutcome::Incoming, plain * 0.5),
+        (ExpectedOutcome::Sale, plain * 0.5),
+        (ExpectedOutcome::Early, 0.02),
+        (ExpectedOutcome::Hopeless, 0.01),
+        (ExpectedOutcome::Duplicate, 0.03),
+        (ExpectedOutcome::Conflict, 0.04),
+        (ExpectedOutcome::Bad, 0.05),
     ]);
-    for (fate, share) in expected {
-        let met = f64::from(counts[&fate]) / count as f64;
-        assert!((met - share).abs() < 0.003, "{fate:?}: {met} instead of {share}");
+    for (outcome, share) in expected {
+        let met = f64::from(counts[&outcome]) / count as f64;
+        assert!((met - share).abs() < 0.003, "{outcome:?}: {met} instead of {share}");
     }
 }
 
 #[test]
 fn bad_rows_are_refused_and_all_others_accepted() {
     let (reader, mut row) = (reader(), Row::default());
-    for (fate, line) in rows(3, LIVELY, 20_000).0 {
-        assert_eq!(reader.read(line.as_bytes(), &mut row).is_err(), fate == Fate::Bad, "{fate:?}: {line}");
+    for (outcome, line) in rows(3, LIVELY, 20_000).0 {
+        assert_eq!(
+            reader.read(line.as_bytes(), &mut row).is_err(),
+            outcome == ExpectedOutcome::Bad,
+            "{outcome:?}: {line}"
+        );
     }
 }
 
@@ -96,14 +100,17 @@ fn each_row_meets_the_fate_it_was_made_for() {
         let (rows, generator) = rows(seed, LIVELY, 20_000);
         let mut books = Books::default();
         let (reader, mut row) = (reader(), Row::default());
-        for (fate, line) in rows.iter().filter(|(fate, _)| *fate != Fate::Bad) {
+        for (outcome, line) in rows.iter().filter(|(outcome, _)| *outcome != ExpectedOutcome::Bad) {
             reader.read(line.as_bytes(), &mut row).unwrap();
             let event = StockEvent::decode(&row.payload).unwrap();
             let met = books.apply(event);
-            let early_or_hopeless = matches!(fate, Fate::Early | Fate::Hopeless);
-            assert!(met == *fate || early_or_hopeless && met == Fate::Early, "{fate:?}, but {met:?}: {line}");
+            let early_or_hopeless = matches!(outcome, ExpectedOutcome::Early | ExpectedOutcome::Hopeless);
+            assert!(
+                met == *outcome || early_or_hopeless && met == ExpectedOutcome::Early,
+                "{outcome:?}, but {met:?}: {line}"
+            );
         }
-        let hopeless = rows.iter().filter(|(fate, _)| *fate == Fate::Hopeless).count();
+        let hopeless = rows.iter().filter(|(outcome, _)| *outcome == ExpectedOutcome::Hopeless).count();
         assert_eq!(books.waiting.values().map(Vec::len).sum::<usize>(), hopeless + generator.uncovered());
     }
 }
@@ -112,7 +119,7 @@ fn each_row_meets_the_fate_it_was_made_for() {
 fn memory_is_bounded_and_early_sales_are_covered_when_little_comes_in() {
     let shape = Shape { sales: 0.99, early: 0.3, ..Shape::default() };
     let (rows, generator) = rows(5, shape, 100_000);
-    let early = rows.iter().filter(|(fate, _)| *fate == Fate::Early).count();
+    let early = rows.iter().filter(|(outcome, _)| *outcome == ExpectedOutcome::Early).count();
     assert!(generator.uncovered() <= 4096 && early > 4096, "{early} early, {} uncovered", generator.uncovered());
 }
 
@@ -143,10 +150,10 @@ struct Books {
 }
 
 impl Books {
-    fn apply(&mut self, event: StockEvent) -> Fate {
+    fn apply(&mut self, event: StockEvent) -> ExpectedOutcome {
         match self.known.get(&event.transaction_id) {
-            Some(known) if *known == event => return Fate::Duplicate,
-            Some(_) => return Fate::Conflict,
+            Some(known) if *known == event => return ExpectedOutcome::Duplicate,
+            Some(_) => return ExpectedOutcome::Conflict,
             None => self.known.insert(event.transaction_id, event),
         };
         let amount = self.amounts.entry(event.card).or_default();
@@ -155,11 +162,11 @@ impl Books {
         match event.movement {
             Movement::Sale if value > *amount => {
                 waiting.push(value);
-                Fate::Early
+                ExpectedOutcome::Early
             }
             Movement::Sale => {
                 *amount -= value;
-                Fate::Sale
+                ExpectedOutcome::Sale
             }
             Movement::Incoming => {
                 *amount += value;
@@ -168,7 +175,7 @@ impl Books {
                     *amount -= if fits { *sale } else { 0 };
                     !fits
                 });
-                Fate::Incoming
+                ExpectedOutcome::Incoming
             }
         }
     }

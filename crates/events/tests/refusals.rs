@@ -1,8 +1,8 @@
 //! What comes back: rows refused with everything that is wrong with them, headers, dead letters.
 
 use events::{
-    DeadLetter, Header, HeaderError, Refusal, Row, RowReader,
-    dead_letter::{RecordPlace, RowPlace},
+    DeadLetter, Header, HeaderError, Refusal, RefusalClass, Row, RowReader,
+    dead_letter::{RecordLocation, RowLocation},
 };
 
 const HEADER: &str = "transaction_id,event_type,date,store_number,item_number,value";
@@ -47,7 +47,7 @@ fn a_line_that_falls_apart_is_refused_whole() {
     insta::assert_snapshot!(read(HEADER, b"a,b").expect_err("refused"), @"the line has 2 fields, the header has 6");
     insta::assert_snapshot!(read(HEADER, format!("{GOOD},extra").as_bytes()).expect_err("refused"), @"the line has 7 fields, the header has 6");
     insta::assert_snapshot!(read(HEADER, b"a,\"b,c,d,e,f").expect_err("refused"), @"the quote that opens at byte 3 of the line is never closed");
-    insta::assert_snapshot!(read(HEADER, b"a,\"b\"c,c,d,e,f").expect_err("refused"), @"there is text behind the closing quote, at byte 6 of the line");
+    insta::assert_snapshot!(read(HEADER, b"a,\"b\"c,c,d,e,f").expect_err("refused"), @"there is text after the closing quote, at byte 6 of the line");
     insta::assert_snapshot!(read(HEADER, b"a,b\0,c,d,e,f").expect_err("refused"), @"the line holds a NUL byte at its byte 4");
 }
 
@@ -79,7 +79,7 @@ fn headers_are_recognised_in_any_order_and_case_with_a_byte_order_mark() {
             .expect("a header");
     assert_eq!(
         (header.event_type.name, header.positions, header.width, header.ends_in_error),
-        ("stock", vec![6, 5, 1, 4, 2, 0], 8, true)
+        ("stock", [6, 5, 1, 4, 2, 0].map(Some).to_vec(), 8, true)
     );
 }
 
@@ -98,7 +98,7 @@ fn a_row_comes_back_with_its_columns_its_place_and_its_reason() {
     let error = RowReader::new(Header::read(HEADER.as_bytes()).expect("a header"))
         .read(line.as_bytes(), &mut row)
         .expect_err("refused");
-    let place = RowPlace { file: "a.csv", line: 3, byte: 140, column: error.column };
+    let place = RowLocation { file: "a.csv", line: 3, byte: 140, column: error.column };
     let letter = DeadLetter::of_row(place, "events", line.as_bytes(), &error);
     insta::assert_snapshot!(String::from_utf8_lossy(&letter.payload), @r#"{"transaction_id":"8947695b-7f19-44b6-96b6-7f8ed041fe57","event_type":"incoming","date":"2019-04-14T03:47:13Z","store_number":"5","item_number":"12","value":"0","error":"value: \"0\" is not a whole number from 1 to 2147483647","file":"a.csv","line":3,"byte":140,"column":"value"}"#);
     insta::assert_debug_snapshot!(letter.headers, @r#"
@@ -134,15 +134,15 @@ fn a_line_without_columns_comes_back_as_it_is() {
     let line = b"\xff\"\0";
     let error =
         RowReader::new(Header::read(HEADER.as_bytes()).expect("a header")).read(line, &mut row).expect_err("refused");
-    let place = RowPlace { file: "a.csv", line: 2, byte: 62, column: None };
+    let place = RowLocation { file: "a.csv", line: 2, byte: 62, column: None };
     let letter = DeadLetter::of_row(place, "events", line, &error);
     insta::assert_snapshot!(String::from_utf8_lossy(&letter.payload), @r#"{"raw":"�\"\u0000","raw_base64":"/yIA","error":"the line holds a NUL byte at its byte 3","file":"a.csv","line":2,"byte":62}"#);
 }
 
 #[test]
 fn a_record_comes_back_with_all_of_its_fields_and_where_it_stood() {
-    let place = RecordPlace { service: "stock", topic: "events", partition: 2, offset: 41 };
-    let refusal = Refusal { error: "4-3 does not exist!".into(), class: "UnknownCard" };
+    let place = RecordLocation { service: "stock", topic: "events", partition: 2, offset: 41 };
+    let refusal = Refusal { error: "4-3 does not exist!".into(), class: RefusalClass::UnknownCard };
     let letter = DeadLetter::of_record(place, Some(b"4-3"), br#"{"store_number":"4","more":[1]}"#, &refusal);
     insta::assert_snapshot!(String::from_utf8_lossy(&letter.payload), @r#"{"store_number":"4","more":[1],"error":"4-3 does not exist!"}"#);
     insta::assert_debug_snapshot!((letter.key, letter.headers), @r#"
@@ -192,11 +192,11 @@ fn a_record_comes_back_with_all_of_its_fields_and_where_it_stood() {
 
 #[test]
 fn a_line_of_absurdly_many_fields_is_refused_without_being_taken_apart() {
-    let error = format!("the line has more than {} fields", events::row::MAX_FIELDS);
+    let error = format!("the line has more than {} fields", events::csv::row::MAX_FIELDS);
     let commas = ",".repeat(60_000);
     assert_eq!(read(HEADER, commas.as_bytes()), Err(error.clone()));
     assert_eq!(read(HEADER, format!("\"{commas}\"{commas}").as_bytes()), Err(error));
-    let empty = ",".repeat(events::row::MAX_FIELDS - 6);
+    let empty = ",".repeat(events::csv::row::MAX_FIELDS - 6);
     let row = "8947695b-7f19-44b6-96b6-7f8ed041fe57,incoming,2019-04-14T03:47:13Z,5,12,400";
     assert!(read(HEADER, format!("{row}{empty}").as_bytes()).is_ok(), "as many as may be");
 }

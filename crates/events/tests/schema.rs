@@ -3,11 +3,15 @@
 
 use std::sync::LazyLock;
 
-use events::{EVENT_TYPES, EventType, Header, Kind, Row, RowReader, stock::StockEvent};
+use events::{Column, CsvForm, EVENT_TYPES, EventType, Header, Kind, Row, RowReader, stock::StockEvent};
 use jsonschema::Validator;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
+
+fn csv(event_type: &EventType) -> &'static CsvForm {
+    event_type.csv.expect("a type with a CSV form")
+}
 
 /// A value for a column: right, nearly right, or anything.
 fn value(kind: &'static Kind) -> BoxedStrategy<String> {
@@ -19,13 +23,13 @@ fn value(kind: &'static Kind) -> BoxedStrategy<String> {
             "([0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9])|000[01]-01-01|9999-12-31)[Tt]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?([Zz]|[+-](0[0-9]|1[0-9]|2[0-3]):[0-5][0-9])"
                 .boxed()
         }
-        Kind::Whole { min, max } => (*min..=*max).prop_map(|number| number.to_string()).boxed(),
+        Kind::Integer { min, max } => (*min..=*max).prop_map(|number| number.to_string()).boxed(),
     };
     let near = match kind {
         Kind::Uuid => "[0-9a-g]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-[0-9a-f]{11,13}".boxed(),
         Kind::OneOf(words) => select(*words).prop_flat_map(edited).boxed(),
         Kind::DateTime => "[0-9]{4}-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{0,9})?([Zz]|[+-][0-2][0-9]:?[0-6][0-9])?".boxed(),
-        Kind::Whole { min, max } => prop_oneof![
+        Kind::Integer { min, max } => prop_oneof![
             (-3_i64..4).prop_map(|number| number.to_string()),
             (i128::from(*min) - 2..=i128::from(*min) + 2).prop_map(|number| number.to_string()),
             (i128::from(*max) - 12..=i128::from(*max) + 12).prop_map(|number| number.to_string()),
@@ -65,7 +69,7 @@ fn edited(text: &str) -> impl Strategy<Value = String> + use<> {
 }
 
 fn row(event_type: &'static EventType) -> impl Strategy<Value = Vec<String>> {
-    event_type.columns.iter().map(|column| value(&column.kind)).collect::<Vec<_>>()
+    csv(event_type).columns.iter().map(|column| value(&column.kind)).collect::<Vec<_>>()
 }
 
 /// A field as CSV: in quotes where it must be.
@@ -81,25 +85,28 @@ fn reader(header: &str) -> RowReader {
     RowReader::new(Header::read(header.as_bytes()).expect("a header"))
 }
 
+fn validator(schema: Value) -> Validator {
+    jsonschema::options().should_validate_formats(true).build(&schema).expect("a schema")
+}
+
 /// The validator of a type's schema, with formats asserted.
 fn schema(event_type: &EventType) -> &'static Validator {
     static SCHEMAS: LazyLock<Vec<(&str, Validator)>> = LazyLock::new(|| {
-        let build = |schema| jsonschema::options().should_validate_formats(true).build(&schema).expect("a schema");
-        EVENT_TYPES.iter().map(|event_type| (event_type.name, build(event_type.schema()))).collect()
+        EVENT_TYPES.iter().map(|event_type| (event_type.name, validator(event_type.schema()))).collect()
     });
     SCHEMAS.iter().find(|(name, _)| *name == event_type.name).map(|(_, schema)| schema).expect("a known type")
 }
 
 /// What the wire format says about a row: the columns as strings, in the type's order, trimmed.
 fn record(event_type: &EventType, values: &[String]) -> Value {
-    let fields = event_type.columns.iter().zip(values);
+    let fields = csv(event_type).columns.iter().zip(values);
     let trimmed = |value: &str| value.trim_matches(|character: char| character.is_ascii_whitespace()).to_owned();
     Value::Object(fields.map(|(column, value)| (column.name.to_owned(), trimmed(value).into())).collect::<Map<_, _>>())
 }
 
 /// The values of columns that hold a date.
 fn dates<'a>(event_type: &EventType, record: &'a Value) -> impl Iterator<Item = &'a str> {
-    let columns = event_type.columns.iter().filter(|column| matches!(column.kind, Kind::DateTime));
+    let columns = csv(event_type).columns.iter().filter(|column| matches!(column.kind, Kind::DateTime));
     columns.filter_map(|column| record[column.name].as_str())
 }
 
@@ -114,13 +121,13 @@ fn is_after_year_9999(date: &str) -> bool {
 
 fn key(event_type: &EventType, record: &Value) -> String {
     let part = |position: &usize| {
-        let text = record[event_type.columns[*position].name].as_str().unwrap_or_default();
-        match event_type.columns[*position].kind {
-            Kind::Whole { .. } => text.parse::<i64>().expect("a whole number").to_string(),
+        let text = record[csv(event_type).columns[*position].name].as_str().unwrap_or_default();
+        match csv(event_type).columns[*position].kind {
+            Kind::Integer { .. } => text.parse::<i64>().expect("a whole number").to_string(),
             _ => text.to_owned(),
         }
     };
-    event_type.key.iter().map(part).collect::<Vec<_>>().join("-")
+    csv(event_type).key.iter().map(part).collect::<Vec<_>>().join("-")
 }
 
 proptest! {
@@ -133,7 +140,7 @@ proptest! {
         let schema = schema(event_type);
         let record = record(event_type, &values);
         let mut row = Row::default();
-        let read = reader(&event_type.header_line()).read(line(&values).as_bytes(), &mut row);
+        let read = reader(&csv(event_type).header_line()).read(line(&values).as_bytes(), &mut row);
         let valid = schema.is_valid(&record) && !dates(event_type, &record).any(is_after_year_9999);
         prop_assert_eq!(read.is_ok(), valid, "{:?} {:?}", record, read);
         match read {
@@ -156,11 +163,11 @@ proptest! {
         order in Just((0..8).collect::<Vec<usize>>()).prop_shuffle(),
     ) {
         let event_type = EVENT_TYPES[0];
-        let names: Vec<String> = event_type.columns.iter().map(|column| column.name.to_owned()).chain(["note".into(), "x".into()]).collect();
+        let names: Vec<String> = csv(event_type).columns.iter().map(|column| column.name.to_owned()).chain(["note".into(), "x".into()]).collect();
         let cells: Vec<String> = values.iter().cloned().chain(["any, \"thing\"".into(), String::new()]).collect();
         let shuffled = |cells: &[String]| line(&order.iter().map(|at| cells[*at].clone()).collect::<Vec<_>>());
         let (mut plain, mut mixed) = (Row::default(), Row::default());
-        let expected = reader(&event_type.header_line()).read(line(&values).as_bytes(), &mut plain);
+        let expected = reader(&csv(event_type).header_line()).read(line(&values).as_bytes(), &mut plain);
         let found = reader(&shuffled(&names)).read(shuffled(&cells).as_bytes(), &mut mixed);
         prop_assert_eq!(&found, &expected);
         if found.is_ok() {
@@ -171,7 +178,7 @@ proptest! {
     #[test]
     fn no_bytes_whatever_are_more_than_a_refusal(bytes in vec(any::<u8>(), 0..200)) {
         let mut row = Row::default();
-        let _ = reader(&EVENT_TYPES[0].header_line()).read(&bytes, &mut row);
+        let _ = reader(&csv(EVENT_TYPES[0]).header_line()).read(&bytes, &mut row);
         let _ = Header::read(&bytes);
         let _ = StockEvent::decode(&bytes);
     }
@@ -184,7 +191,7 @@ fn what_the_schema_leaves_to_its_comment_is_refused_by_the_reader() {
     for (date, read) in [("9999-12-31T23:59:59-00:01", false), ("9999-12-31T23:58:59-00:01", true)] {
         let line = line(&row(date));
         assert_eq!(
-            reader(&event_type.header_line()).read(line.as_bytes(), &mut Row::default()).is_ok(),
+            reader(&csv(event_type).header_line()).read(line.as_bytes(), &mut Row::default()).is_ok(),
             read,
             "{date}"
         );
@@ -215,4 +222,37 @@ fn the_schema_names_and_explains_every_column() {
         schema["required"],
         json!(["transaction_id", "event_type", "date", "store_number", "item_number", "value"])
     );
+}
+
+#[test]
+fn a_value_that_is_not_required_may_be_absent_or_empty_and_is_then_not_in_the_record() {
+    static CSV: CsvForm = CsvForm {
+        columns: &[
+            Column { name: "id", kind: Kind::Integer { min: 0, max: 9 }, required: true, description: "" },
+            Column { name: "change", kind: Kind::Integer { min: -9, max: 9 }, required: false, description: "" },
+            Column { name: "at", kind: Kind::DateTime, required: false, description: "" },
+        ],
+        key: &[0],
+    };
+    static TYPE: EventType = EventType { name: "t", topic: ("T", "t"), payload: || CSV.schema(), csv: Some(&CSV) };
+    let read = |positions: &[Option<usize>], line: &str| {
+        let (positions, width) = (positions.to_vec(), positions.iter().flatten().count());
+        let header = Header { event_type: &TYPE, csv: &CSV, positions, width, ends_in_error: false };
+        let mut row = Row::default();
+        let read = RowReader::new(header).read(line.as_bytes(), &mut row);
+        read.map(|()| String::from_utf8(row.payload).expect("UTF-8")).map_err(|error| error.error)
+    };
+    let all = [Some(0), Some(1), Some(2)];
+    let full = r#"{"id":"7","change":"-3","at":"2019-04-14T03:47:13Z"}"#;
+    assert_eq!(read(&all, "7,-3,2019-04-14T03:47:13Z").as_deref(), Ok(full));
+    assert_eq!(read(&all, "7, ,2019-04-14T03:47:13Z").as_deref(), Ok(r#"{"id":"7","at":"2019-04-14T03:47:13Z"}"#));
+    assert_eq!(read(&[Some(1), None, Some(0)], ",7").as_deref(), Ok(r#"{"id":"7"}"#));
+    assert_eq!(read(&all, ",-10,x").expect_err("refused").split("; ").count(), 3);
+    let schema = validator(TYPE.schema());
+    for (record, is_valid) in
+        [(full, true), (r#"{"id":"7"}"#, true), (r#"{"change":"1"}"#, false), (r#"{"id":"7","change":"10"}"#, false)]
+    {
+        let record: Value = serde_json::from_str(record).expect("JSON");
+        assert_eq!(schema.is_valid(&record), is_valid, "{record}");
+    }
 }

@@ -6,7 +6,7 @@ mod rows;
 
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
-use events::{Header, RowReader, row::is_blank};
+use events::{Header, RowReader, csv::row::is_blank};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::{

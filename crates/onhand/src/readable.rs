@@ -1,6 +1,6 @@
 //! A record as a line for people.
 
-use events::{Column, EVENT_TYPES, EventType, Kind};
+use events::{Column, CsvForm, EVENT_TYPES, Kind};
 use rdkafka::{Message, message::OwnedMessage};
 use serde_json::{Map, Value};
 use time::macros::format_description;
@@ -46,8 +46,8 @@ impl Style {
                 .to_owned();
         }
         let start = format!("{start}{place:7} ");
-        let fields = match EVENT_TYPES.iter().find(|event_type| is_of(event_type, &object)) {
-            Some(event_type) => self.columns(event_type, &object, start.chars().count() + 12),
+        let fields = match form_of(&object) {
+            Some(csv) => self.columns(csv, &object, start.chars().count() + 12),
             None => self.cut(&pairs(&object), start.chars().count() + 12),
         };
         format!("{}{}  {fields}", self.paint.dim(&start), self.paint.bold(format!("{key:10}")))
@@ -55,9 +55,9 @@ impl Style {
 
     /// The fields in columns: without those of the key, which stand there already, and the identity
     /// last, shortened where there is no room.
-    fn columns(&self, event_type: &EventType, object: &Map<String, Value>, used: usize) -> String {
+    fn columns(&self, csv: &CsvForm, object: &Map<String, Value>, used: usize) -> String {
         let shown = |column: &&Column| object.get(column.name).map(plain).unwrap_or_default();
-        let rest = event_type.columns.iter().enumerate().filter(|(at, _)| !event_type.key.contains(at));
+        let rest = csv.columns.iter().enumerate().filter(|(at, _)| !csv.key.contains(at));
         let (ids, others): (Vec<_>, Vec<_>) =
             rest.map(|(_, column)| column).partition(|column| matches!(column.kind, Kind::Uuid));
         let mut line = String::new();
@@ -69,7 +69,7 @@ impl Style {
                     format!("{text:widest$}  ")
                 }
                 Kind::DateTime => format!("{text:20}  "),
-                Kind::Whole { .. } => format!("{text:>6}  "),
+                Kind::Integer { .. } => format!("{text:>6}  "),
                 Kind::Uuid => String::new(),
             };
         }
@@ -94,8 +94,11 @@ impl Style {
     }
 }
 
-fn is_of(event_type: &EventType, object: &Map<String, Value>) -> bool {
-    event_type.columns.iter().all(|column| object.contains_key(column.name))
+/// The CSV form of the event type that has these fields, if it has one.
+fn form_of(object: &Map<String, Value>) -> Option<&'static CsvForm> {
+    let is_whole =
+        |csv: &&CsvForm| csv.columns.iter().all(|column| !column.required || object.contains_key(column.name));
+    EVENT_TYPES.iter().filter_map(|event_type| event_type.csv).find(is_whole)
 }
 
 /// The file and line that a refusal comes from, and what was refused as a line of CSV.
@@ -106,8 +109,7 @@ fn source(object: &Map<String, Value>) -> (Option<String>, String) {
         _ => None,
     };
     let row = field("raw").or_else(|| {
-        let event_type = EVENT_TYPES.iter().find(|event_type| is_of(event_type, object))?;
-        let fields: Vec<_> = event_type.columns.iter().filter_map(|column| field(column.name)).collect();
+        let fields: Vec<_> = form_of(object)?.columns.iter().filter_map(|column| field(column.name)).collect();
         Some(fields.join(","))
     });
     let others =

@@ -9,7 +9,7 @@ use std::{
     io::Write,
 };
 
-use events::generate::{Fate, Generator, Shape};
+use events::generate::{ExpectedOutcome, Generator, Shape};
 use serde_json::Value;
 use system::{System, until};
 
@@ -37,7 +37,7 @@ struct Row {
 #[derive(Default)]
 struct Generated {
     rows: Vec<Row>,
-    fates: BTreeMap<Fate, u64>,
+    fates: BTreeMap<ExpectedOutcome, u64>,
     hopeless: BTreeSet<String>,
 }
 
@@ -51,11 +51,11 @@ impl Generated {
             let fate = generator.write_row(&mut bytes);
             let line = String::from_utf8_lossy(&bytes).into_owned();
             *self.fates.entry(fate).or_default() += 1;
-            if fate != Fate::Bad {
+            if fate != ExpectedOutcome::Bad {
                 let columns: Vec<_> = line.trim_end().split(',').collect();
                 let number = |column: usize| columns[column].parse::<i64>().expect("a number");
                 let (id, event) = (columns[0].to_owned(), columns[1].to_owned());
-                if fate == Fate::Hopeless {
+                if fate == ExpectedOutcome::Hopeless {
                     self.hopeless.insert(id.clone());
                 }
                 self.rows.push(Row { id, event, card: (number(3), number(4)), value: number(5) });
@@ -65,7 +65,7 @@ impl Generated {
         lines
     }
 
-    fn count(&self, fate: Fate) -> u64 {
+    fn count(&self, fate: ExpectedOutcome) -> u64 {
         self.fates.get(&fate).copied().unwrap_or(0)
     }
 
@@ -196,7 +196,7 @@ fn the_whole_pipeline_survives_kills_and_ends_with_exactly_what_the_files_say() 
     });
     system.until_read();
     let (rows, accepted, refused) = receipts(&system);
-    let bad = generated.count(Fate::Bad);
+    let bad = generated.count(ExpectedOutcome::Bad);
     assert_eq!((rows, accepted, refused), (100_000, 100_000 - bad, bad));
 
     assert_eq!(given_up(&refusals(&system)), BTreeSet::new(), "nothing is given up while it may still fit");

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use events::{DeadLetter, Refusal, Timestamp, dead_letter::header};
+use events::{DeadLetter, Refusal, RefusalClass, Timestamp, dead_letter::header};
 use runtime::health::Health;
 use sqlx::PgPool;
 use tokio::sync::Notify;
@@ -240,7 +240,8 @@ impl<P: Projection> Applier<P> {
         if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, run.end).await? {
             return Ok(false);
         }
-        let refusal = Refusal { error: format!("the record cannot be applied: {why:#}"), class: "NotApplicable" };
+        let refusal =
+            Refusal { error: format!("the record cannot be applied: {why:#}"), class: RefusalClass::NotApplicable };
         let batch = buffer.batch(P::SERVICE, P::encode, &self.source, run, None);
         let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, run);
         letters.extend(batch.events.iter().map(|record| batch.refuse(record, &refusal)));

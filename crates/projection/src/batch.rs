@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use events::{DeadLetter, Refusal, Timestamp, dead_letter::RecordPlace};
+use events::{DeadLetter, Refusal, Timestamp, dead_letter::RecordLocation};
 
 use crate::TopicPartition;
 
@@ -96,7 +96,7 @@ impl<E> Batch<'_, E> {
 
     /// The dead letter that refuses a record.
     pub fn refuse(&self, record: &Received<E>, refusal: &Refusal) -> DeadLetter {
-        let place = RecordPlace {
+        let place = RecordLocation {
             service: self.service,
             topic: self.topic,
             partition: self.partition,
@@ -212,7 +212,7 @@ impl<E> Buffer<E> {
             .filter(|(place, _)| inside(place))
             .map(|(place, refusal)| {
                 let record =
-                    RecordPlace { service, topic: &source.topic, partition: source.partition, offset: place.offset };
+                    RecordLocation { service, topic: &source.topic, partition: source.partition, offset: place.offset };
                 let payload = payload_of(*place, place.payload_length.unwrap_or(0), &self.bytes);
                 DeadLetter::of_record(record, key_of(*place, &self.bytes), payload, refusal)
             })

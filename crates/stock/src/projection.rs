@@ -9,8 +9,8 @@ use std::{
 };
 
 use events::{
-    DeadLetter, Refusal, Timestamp,
-    dead_letter::RecordPlace,
+    DeadLetter, Refusal, RefusalClass, Timestamp,
+    dead_letter::RecordLocation,
     stock::{Card, StockEvent},
 };
 use hashbrown::{HashMap, HashSet};
@@ -274,7 +274,7 @@ impl StockProjection {
             };
             if let Some(why) = due.refuse {
                 let error = format!("the waiting sale cannot be applied: {why}");
-                give_up(Refusal { error, class: "NotApplicable" });
+                give_up(Refusal { error, class: RefusalClass::NotApplicable });
                 continue;
             }
             let known = memory.ledger.knows(sale.transaction_id);
@@ -373,7 +373,7 @@ impl Memory {
 }
 
 fn refuse(row: &DueRow, refusal: &Refusal) -> DeadLetter {
-    let place = RecordPlace {
+    let place = RecordLocation {
         service: StockProjection::SERVICE,
         topic: &row.topic,
         partition: row.partition,

@@ -3,7 +3,7 @@
 use std::{mem, time::Duration};
 
 use events::{
-    Refusal, Timestamp,
+    Refusal, RefusalClass, Timestamp,
     stock::{Card, Movement, StockEvent},
 };
 use hashbrown::HashMap;
@@ -145,7 +145,7 @@ impl Ledger {
                 Some(now) => self.apply(event.card, amount, now),
                 None => {
                     let error = format!("{} stock amount would exceed {}!", event.card, i64::MAX);
-                    return Verdict::Refused(Refusal { error, class: "StockOverflow" });
+                    return Verdict::Refused(Refusal { error, class: RefusalClass::StockOverflow });
                 }
             },
             // a sale that exceeds the stock waits
@@ -268,7 +268,7 @@ pub fn insufficient(sale: &StockEvent, there: Option<i64>) -> Refusal {
         None => format!("{} does not exist!", sale.card),
         Some(there) => format!("{} stock amount would be less than 0: {}!", sale.card, there - i64::from(sale.value)),
     };
-    Refusal { error, class: if there.is_none() { "UnknownCard" } else { "InsufficientStock" } }
+    Refusal { error, class: if there.is_none() { RefusalClass::UnknownCard } else { RefusalClass::InsufficientStock } }
 }
 
 fn content(event: &StockEvent) -> Content {
@@ -279,6 +279,6 @@ fn conflict(id: Uuid, known: Content, other: Content) -> Refusal {
     let say = |(movement, date, card, value): Content| format!("{} of {value} on {card} at {date}", movement.as_str());
     Refusal {
         error: format!("transaction {id} is known already as {}, and cannot also be {}", say(known), say(other)),
-        class: "ConflictingTransaction",
+        class: RefusalClass::ConflictingTransaction,
     }
 }

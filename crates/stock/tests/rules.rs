@@ -4,7 +4,7 @@
 use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use events::{
-    Timestamp,
+    RefusalClass, Timestamp,
     stock::{Card, Movement, StockEvent},
 };
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestRunner};
@@ -213,8 +213,8 @@ impl Subject {
             Verdict::Duplicate => self.duplicates += 1,
             Verdict::Refused(refusal) => {
                 let why = match refusal.class {
-                    "StockOverflow" => "overflow",
-                    "ConflictingTransaction" => "conflict",
+                    RefusalClass::StockOverflow => "overflow",
+                    RefusalClass::ConflictingTransaction => "conflict",
                     other => panic!("{other} is not decided when an event arrives"),
                 };
                 self.refused.push((event.transaction_id, why.into()));

@@ -82,7 +82,7 @@ fn one_producer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Resul
 pub(crate) fn warm_up(round: &Round) -> Result<()> {
     let row = "00000000-0000-4000-8000-000000000000,incoming,2026-01-01T00:00:00Z,1,1,1";
     let staged = round.directory.join("warm.csv");
-    std::fs::write(&staged, format!("{}\n{row}\n", events::stock::EVENT_TYPE.header_line()))?;
+    std::fs::write(&staged, format!("{}\n{row}\n", events::stock::CSV.header_line()))?;
     std::fs::rename(&staged, round.directory.join("input/warm.csv"))?;
     wait_for(|| round.directory.join("done/warm.csv.receipt.json").exists())
 }

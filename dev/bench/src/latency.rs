@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use events::stock::{Card, EVENT_TYPE, Movement, StockEvent};
+use events::stock::{CSV, Card, EVENT_TYPE, Movement, StockEvent};
 use rdkafka::{
     ClientContext, Message,
     config::FromClientConfigAndContext,
@@ -159,7 +159,7 @@ fn row_latency(world: &World, tokio: &Runtime) -> Result<f64> {
     let mut latencies = Vec::new();
     for item in 1..=FILES {
         let row = format!("{},incoming,2026-01-01T00:00:00Z,7,{item},1", Uuid::new_v4());
-        std::fs::write(&staged, format!("{}\n{row}\n", EVENT_TYPE.header_line()))?;
+        std::fs::write(&staged, format!("{}\n{row}\n", CSV.header_line()))?;
         let began = Instant::now();
         std::fs::rename(&staged, round.directory.join(format!("input/row-{item}.csv")))?;
         loop {

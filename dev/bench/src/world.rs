@@ -11,7 +11,7 @@ use anyhow::Result;
 use events::{
     Header, Row, RowReader,
     generate::{Generator, Shape},
-    stock::EVENT_TYPE,
+    stock::CSV,
 };
 use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, kafka};
 use sandbox::{Shared, shared};
@@ -53,7 +53,7 @@ impl World {
         if !path.exists() {
             let mut generator = Generator::new(1, shape)?;
             let mut out = BufWriter::new(File::create(&path)?);
-            writeln!(out, "{}", EVENT_TYPE.header_line())?;
+            writeln!(out, "{}", CSV.header_line())?;
             let mut line = Vec::new();
             for _ in 0..rows {
                 line.clear();

@@ -64,10 +64,10 @@ impl Text {
             out.push(b'Z');
         }
         out.push(b',');
-        whole(event.store, out);
+        integer(event.store, out);
         out.push(b',');
         if !matches!(fault, Some(Fault::MissingField)) {
-            whole(event.item, out);
+            integer(event.item, out);
             out.push(b',');
         }
         match fault {
@@ -78,7 +78,7 @@ impl Text {
         match fault {
             Some(Fault::Zero) => out.push(b'0'),
             Some(Fault::NoNumber) => out.extend_from_slice(b"many"),
-            _ => whole(event.value.unsigned_abs(), out),
+            _ => integer(event.value.unsigned_abs(), out),
         }
         out.push(b'\n');
     }
@@ -115,7 +115,7 @@ fn uuid(id: u128, out: &mut Vec<u8>) {
     out.extend_from_slice(&text);
 }
 
-fn whole(mut number: u64, out: &mut Vec<u8>) {
+fn integer(mut number: u64, out: &mut Vec<u8>) {
     let mut digits = [0; 20];
     let mut at = digits.len();
     loop {

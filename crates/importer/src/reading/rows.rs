@@ -3,7 +3,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
-use events::{DeadLetter, Row, RowError, RowReader, dead_letter::RowPlace, row::is_blank};
+use events::{DeadLetter, Row, RowError, RowReader, csv::row::is_blank, dead_letter::RowLocation};
 
 use super::{Reading, Step};
 use crate::{
@@ -78,7 +78,7 @@ impl Reading {
                 self.keep_refused(refused, mark)?;
                 refused.clear();
             }
-            let place = RowPlace { file: &self.name, line: mark.line + 1, byte, column: error.column };
+            let place = RowLocation { file: &self.name, line: mark.line + 1, byte, column: error.column };
             let letter = DeadLetter::of_row(place, &self.topic, line, &error);
             let gone = known.is_some_and(|times| *times > 1) || !sender.fits_letter(&letter);
             if gone {

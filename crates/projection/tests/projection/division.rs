@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::anyhow;
-use events::{DeadLetter, Refusal, Timestamp};
+use events::{DeadLetter, Refusal, RefusalClass, Timestamp};
 use projection::{ApplyError, Batch, BatchOutput, Decoded, Due, Projection};
 use sqlx::PgConnection;
 
@@ -102,7 +102,8 @@ impl Projection for Division {
             "stuck" => Word::Stuck,
             "panic-in-decode" => panic!("as the test asked for"),
             number => {
-                let no_number = |_| Refusal { error: format!("{number} is no number"), class: "InvalidEvent" };
+                let no_number =
+                    |_| Refusal { error: format!("{number} is no number"), class: RefusalClass::InvalidEvent };
                 Word::Number(number.parse().map_err(no_number)?)
             }
         };
@@ -188,7 +189,8 @@ impl Division {
                 Word::Panic => panic!("as the test asked for"),
                 Word::Stuck => pending().await,
                 Word::Refused => {
-                    let refusal = Refusal { error: "the rules forbid it".into(), class: "Forbidden" };
+                    let refusal =
+                        Refusal { error: "the rules forbid it".into(), class: RefusalClass::InsufficientStock };
                     letters.push(batch.refuse(record, &refusal));
                     continue;
                 }

@@ -73,7 +73,7 @@ async fn refusals_keep_the_order_of_their_records_whoever_refuses_them() {
         .filter(|(_, word)| *word != "1")
         .map(|(offset, word)| match word {
             "0" => not_applicable(offset),
-            "refused" => refused(offset, "Forbidden", "the rules forbid it"),
+            "refused" => refused(offset, "InsufficientStock", "the rules forbid it"),
             word => refused(offset, "InvalidEvent", &format!("{word} is no number")),
         })
         .collect();

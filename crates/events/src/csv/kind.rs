@@ -17,18 +17,18 @@ pub enum Kind {
     OneOf(&'static [&'static str]),
     /// RFC 3339 with an offset.
     DateTime,
-    /// A whole number in decimal digits, both bounds included, not negative; leading zeros are
-    /// fine (an article number may have them).
-    Whole {
-        /// The least value, 0 or more.
+    /// A whole number in decimal digits, both bounds included; leading zeros are fine (an article
+    /// number may have them).
+    Integer {
+        /// The least value; 1 or less.
         min: i64,
-        /// The greatest value.
+        /// The greatest value; 1 or more.
         max: i64,
     },
 }
 
 impl Kind {
-    /// Whether `value` (trimmed, not empty) is one of these; if not, why, to stand behind the
+    /// Whether `value` (trimmed, not empty) is one of these; if not, why, to follow the
     /// column's name and the value: `is not a UUID (...)`.
     pub fn check(&self, value: &[u8]) -> Result<(), String> {
         match self {
@@ -48,7 +48,7 @@ impl Kind {
                     Err("is not a date and time with an offset (like 2019-04-14T03:47:13Z)".into())
                 }
             },
-            Kind::Whole { min, max } => match whole(value) {
+            Kind::Integer { min, max } => match integer(value) {
                 Some(number) if (*min..=*max).contains(&number) => Ok(()),
                 _ => Err(format!("is not a whole number from {min} to {max}")),
             },
@@ -63,20 +63,29 @@ impl Kind {
             }
             Kind::OneOf(words) => json!({"type": "string", "enum": words}),
             // `format` knows the days of each month; the pattern refuses the year 0 and leap seconds.
-            // No pattern of a sensible size can add an offset to a time of day: the comment says it
+            // No pattern of a sensible size can add an offset to a time of day: `$comment` says it.
             Kind::DateTime => json!({
                 "type": "string",
                 "format": "date-time",
                 "$comment": "At most 9999-12-31T23:59:59.999999Z once its offset is taken into account.",
                 "pattern": "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-5][0-9](\\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$",
             }),
-            Kind::Whole { min, max } => json!({"type": "string", "pattern": whole_pattern(*min, *max)}),
+            Kind::Integer { min, max } => json!({"type": "string", "pattern": integer_pattern(*min, *max)}),
         }
     }
 }
 
-/// The number of a string of decimal digits; None where it is not one or exceeds 2^63-1.
-pub fn whole(value: &[u8]) -> Option<i64> {
+/// The number of a string of decimal digits, with `-` before them if it is less than 0; none where it
+/// is not one, or is beyond 2^63-1 in either direction.
+pub fn integer(value: &[u8]) -> Option<i64> {
+    match value.strip_prefix(b"-") {
+        None => digits(value),
+        // minus nothing is a slip of the keyboard
+        Some(value) => digits(value).filter(|number| *number != 0).map(|number| -number),
+    }
+}
+
+fn digits(value: &[u8]) -> Option<i64> {
     if value.is_empty() {
         return None;
     }
@@ -95,7 +104,7 @@ pub fn whole(value: &[u8]) -> Option<i64> {
 
 fn is_uuid(value: &[u8]) -> bool {
     let Ok(value) = <&[u8; 36]>::try_from(value) else { return false };
-    // every byte is looked up, without a branch each: the hyphens' places count as digits
+    // every byte is looked up, without a branch each: the positions of hyphens count as digits
     let digits = value.iter().fold(0, |other, byte| other + u32::from(!IS_HEX_OR_HYPHEN[usize::from(*byte)]));
     let hyphens = value.iter().filter(|byte| **byte == b'-').count();
     digits == 0 && hyphens == 4 && [8, 13, 18, 23].iter().all(|at| value[*at] == b'-')
@@ -111,11 +120,21 @@ static IS_HEX_OR_HYPHEN: [bool; 256] = {
     table
 };
 
-/// A regular expression for the digits of 0..=max, or of 1..=max; leading zeros allowed.
-fn whole_pattern(min: i64, max: i64) -> String {
-    assert!(min == 0 || min == 1, "a pattern for numbers from {min} is not needed so far");
+/// A regular expression for the numbers from `min` (1 or less) to `max`; leading zeros allowed.
+fn integer_pattern(min: i64, max: i64) -> String {
+    assert!(min <= 1 && max >= 1, "a pattern for numbers from {min} to {max} is not needed so far");
+    let positive = pattern_up_to(max.unsigned_abs());
+    match min {
+        1 => format!("^0*({positive})$"),
+        0 => format!("^0*({positive}|0)$"),
+        _ => format!("^(-0*({})|0*({positive}|0))$", pattern_up_to(min.unsigned_abs())),
+    }
+}
+
+/// A regular expression for the digits of 1..=max, without leading zeros.
+fn pattern_up_to(max: u64) -> String {
     let digits = max.to_string();
-    let mut pattern = format!("^0*({digits}");
+    let mut pattern = digits.clone();
     if digits.len() > 1 {
         write!(pattern, "|[1-9][0-9]{{0,{}}}", digits.len() - 2).expect("a string takes all");
     }
@@ -127,6 +146,22 @@ fn whole_pattern(min: i64, max: i64) -> String {
             write!(pattern, "|{}[{least}-{below}][0-9]{{{rest}}}", &digits[..at]).expect("a string takes all");
         }
     }
-    pattern.push_str(if min == 0 { "|0)$" } else { ")$" });
     pattern
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signed_number_and_its_pattern_agree() {
+        let kind = Kind::Integer { min: -1_200, max: 35 };
+        let schema = jsonschema::validator_for(&kind.schema()).expect("a schema");
+        for text in ["0", "35", "036", "36", "-1", "-1200", "-01200", "-1201", "-0", "+1", "-", "", "--1", "1-"] {
+            let number = text.parse::<i64>().ok().filter(|number| (-1_200..=35).contains(number));
+            let expected = number.is_some() && text != "-0" && text != "+1";
+            assert_eq!(kind.check(text.as_bytes()).is_ok(), expected, "{text}");
+            assert_eq!(schema.is_valid(&json!(text)), expected, "{text}");
+        }
+    }
 }

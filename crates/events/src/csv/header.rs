@@ -1,21 +1,23 @@
-//! The header line of a CSV file: which event type it is, and where each column stands.
+//! The header line of a CSV file: which event type it is, and the position of each column.
 
-use crate::{EVENT_TYPES, EventType, row::split_fields};
+use crate::{CsvForm, EVENT_TYPES, EventType, csv::row::split_fields};
 
 /// A recognised header line.
 #[derive(Debug, Clone)]
 pub struct Header {
     /// The type of every row of the file.
     pub event_type: &'static EventType,
-    /// For each column of the type, the position of its field in a row.
-    pub positions: Vec<usize>,
+    /// How its rows are written.
+    pub csv: &'static CsvForm,
+    /// For each column of the form, the position of its field in a row, if the file has it.
+    pub positions: Vec<Option<usize>>,
     /// How many fields the line has, further columns counted.
     pub width: usize,
-    /// Whether the last column is `error`, as in a file of rejected rows dropped in again.
+    /// Whether the last column is `error`, as in a file of refused rows that is imported again.
     pub ends_in_error: bool,
 }
 
-/// Why a line is no header of ours; says what it should look like.
+/// Why a line is not a header that we know; says what it should look like.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// Columns are missing, or it is a row: there is no header at all.
@@ -26,7 +28,7 @@ pub enum HeaderError {
         /// The header lines of all types.
         expected: String,
     },
-    /// A column stands there twice.
+    /// A column is named twice.
     #[error("the header names the column {0} twice")]
     Twice(&'static str),
 }
@@ -46,23 +48,29 @@ impl Header {
             Err(_) => Vec::new(),
         };
         for event_type in EVENT_TYPES {
-            let mut positions = Vec::with_capacity(event_type.columns.len());
-            for column in event_type.columns {
-                let mut places = names.iter().enumerate().filter(|(_, name)| *name == column.name);
-                if let Some((position, _)) = places.next() {
-                    positions.push(position);
-                }
-                if places.next().is_some() {
-                    return Err(HeaderError::Twice(column.name));
-                }
-            }
-            if positions.len() == event_type.columns.len() {
+            let Some(csv) = event_type.csv else { continue };
+            if let Some(positions) = positions(csv, &names)? {
                 let ends_in_error = names.last().is_some_and(|name| name == "error");
-                return Ok(Header { event_type, positions, width: names.len(), ends_in_error });
+                return Ok(Header { event_type, csv, positions, width: names.len(), ends_in_error });
             }
         }
         Err(HeaderError::unknown(line))
     }
+}
+
+/// The position of each column, when the required ones are there.
+fn positions(csv: &CsvForm, names: &[String]) -> Result<Option<Vec<Option<usize>>>, HeaderError> {
+    let mut positions = Vec::with_capacity(csv.columns.len());
+    for column in csv.columns {
+        let mut places = names.iter().enumerate().filter(|(_, name)| *name == column.name);
+        positions.push(places.next().map(|(position, _)| position));
+        if places.next().is_some() {
+            return Err(HeaderError::Twice(column.name));
+        }
+    }
+    let is_complete =
+        csv.columns.iter().zip(&positions).all(|(column, position)| position.is_some() || !column.required);
+    Ok(is_complete.then_some(positions))
 }
 
 impl HeaderError {
@@ -70,7 +78,8 @@ impl HeaderError {
         let text = String::from_utf8_lossy(&line[..line.len().min(200)]);
         let hint =
             if text.contains(';') || text.contains('\t') { " (the columns must be separated by commas)" } else { "" };
-        let expected: Vec<_> = EVENT_TYPES.iter().map(|event_type| event_type.header_line()).collect();
+        let expected: Vec<_> =
+            EVENT_TYPES.iter().filter_map(|event_type| event_type.csv).map(CsvForm::header_line).collect();
         HeaderError::Unknown { found: format!("{text:?}{hint}"), expected: expected.join(" or ") }
     }
 }

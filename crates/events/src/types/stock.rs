@@ -5,34 +5,54 @@ use std::{borrow::Cow, fmt};
 use serde::{Deserialize, Deserializer, de};
 use uuid::Uuid;
 
-use crate::{Column, EventType, Kind, Refusal, Timestamp, timestamp::NotATimestamp};
+use crate::{Column, CsvForm, EventType, Kind, Refusal, RefusalClass, Timestamp, timestamp::NotATimestamp};
 
 /// The greatest value of one event.
 pub const MAX_VALUE: i64 = i32::MAX as i64;
 
+/// Stock events: records of the columns of [`CSV`].
+pub const EVENT_TYPE: EventType =
+    EventType { name: "stock", topic: ("KAFKA_EVENTS_TOPIC", "events"), payload: || CSV.schema(), csv: Some(&CSV) };
+
 /// `transaction_id,event_type,date,store_number,item_number,value`, keyed by card.
-pub const EVENT_TYPE: EventType = EventType {
-    name: "stock",
-    topic: ("KAFKA_EVENTS_TOPIC", "events"),
+pub const CSV: CsvForm = CsvForm {
     columns: &[
         Column {
             name: "transaction_id",
             kind: Kind::Uuid,
+            required: true,
             description: "The event's identity: sent twice, it counts once.",
         },
         Column {
             name: "event_type",
             kind: Kind::OneOf(&["incoming", "sale"]),
+            required: true,
             description: "Whether goods came in or were sold.",
         },
-        Column { name: "date", kind: Kind::DateTime, description: "When it happened, RFC 3339 with an offset." },
-        Column { name: "store_number", kind: Kind::Whole { min: 0, max: i64::MAX }, description: "The store." },
+        Column {
+            name: "date",
+            kind: Kind::DateTime,
+            required: true,
+            description: "When it happened, RFC 3339 with an offset.",
+        },
+        Column {
+            name: "store_number",
+            kind: Kind::Integer { min: 0, max: i64::MAX },
+            required: true,
+            description: "The store.",
+        },
         Column {
             name: "item_number",
-            kind: Kind::Whole { min: 0, max: i64::MAX },
+            kind: Kind::Integer { min: 0, max: i64::MAX },
+            required: true,
             description: "The item; an EAN fits.",
         },
-        Column { name: "value", kind: Kind::Whole { min: 1, max: MAX_VALUE }, description: "How many pieces." },
+        Column {
+            name: "value",
+            kind: Kind::Integer { min: 1, max: MAX_VALUE },
+            required: true,
+            description: "How many pieces.",
+        },
     ],
     key: &[3, 4],
 };
@@ -47,7 +67,7 @@ pub enum Movement {
 }
 
 impl Movement {
-    /// The word on the wire.
+    /// The word in a record.
     pub fn as_str(self) -> &'static str {
         match self {
             Movement::Incoming => "incoming",
@@ -55,7 +75,7 @@ impl Movement {
         }
     }
 
-    /// The movement of a word on the wire.
+    /// The movement of a word in a record.
     pub fn from_word(word: &str) -> Option<Movement> {
         match word {
             "incoming" => Some(Movement::Incoming),
@@ -97,7 +117,7 @@ pub struct StockEvent {
 }
 
 impl StockEvent {
-    /// The event as it stands on the wire.
+    /// The event as JSON, the way the importer writes it.
     pub fn to_json(&self) -> String {
         let StockEvent { transaction_id, movement, date, card, value } = self;
         format!(
@@ -109,28 +129,28 @@ impl StockEvent {
     }
 
     /// Reads a record's payload: the six fields as strings, or as numbers where they are numbers;
-    /// further fields are passed over. The refusal names what is wrong.
+    /// further fields are ignored. The refusal names what is wrong.
     pub fn decode(payload: &[u8]) -> Result<StockEvent, Refusal> {
-        let refuse = |error: String| Refusal { error, class: "InvalidEvent" };
+        let refuse = |error: String| Refusal { error, class: RefusalClass::InvalidEvent };
         if payload.is_empty() {
             return Err(refuse("the record is empty".into()));
         }
         let wire: Wire<'_> = serde_json::from_slice(payload)
             .map_err(|error| refuse(format!("the record is not a stock event: {error}")))?;
         let bad = |column: usize, found: &str| {
-            let column = &EVENT_TYPE.columns[column];
+            let column = &CSV.columns[column];
             let why = column.kind.check(found.as_bytes()).err().unwrap_or_else(|| "is not valid".into());
-            refuse(format!("{}: {} {why}", column.name, crate::row::shown(found)))
+            refuse(format!("{}: {} {why}", column.name, crate::csv::row::shown(found)))
         };
         let transaction_id = wire.transaction_id.trim();
         let date = wire.date.trim();
         let word = wire.event_type.trim();
         let number = |column: usize, number: &Number<'_>| -> Result<i64, Refusal> {
-            let Kind::Whole { min, max } = EVENT_TYPE.columns[column].kind else { unreachable!("a number's column") };
+            let Kind::Integer { min, max } = CSV.columns[column].kind else { unreachable!("a number's column") };
             match number {
-                Number::Whole(number) if (min..=max).contains(number) => Ok(*number),
-                Number::Whole(number) => Err(bad(column, &number.to_string())),
-                Number::Text(text) => match crate::kind::whole(text.trim().as_bytes()) {
+                Number::Integer(number) if (min..=max).contains(number) => Ok(*number),
+                Number::Integer(number) => Err(bad(column, &number.to_string())),
+                Number::Text(text) => match crate::csv::kind::integer(text.trim().as_bytes()) {
                     Some(number) if (min..=max).contains(&number) => Ok(number),
                     _ => Err(bad(column, text.trim())),
                 },
@@ -191,7 +211,7 @@ impl StockEvent {
 fn canonical_number(text: &[u8]) -> Option<(i64, &[u8])> {
     let length = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (digits, rest) = text.split_at(length);
-    let number = crate::kind::whole(digits)?;
+    let number = crate::csv::kind::integer(digits)?;
     (length == 1 || digits[0] != b'0').then_some((number, rest))
 }
 
@@ -213,7 +233,7 @@ struct Wire<'a> {
 
 /// A JSON string or whole number.
 enum Number<'a> {
-    Whole(i64),
+    Integer(i64),
     Text(Cow<'a, str>),
 }
 
@@ -232,10 +252,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Number<'a> {
                 Ok(Number::Text(Cow::Owned(text.to_owned())))
             }
             fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-                Ok(Number::Whole(number))
+                Ok(Number::Integer(number))
             }
             fn visit_u64<E: de::Error>(self, number: u64) -> Result<Self::Value, E> {
-                i64::try_from(number).map(Number::Whole).map_err(|_| E::custom(format!("{number} is too large")))
+                i64::try_from(number).map(Number::Integer).map_err(|_| E::custom(format!("{number} is too large")))
             }
         }
         deserializer.deserialize_any(Visitor)

@@ -1,10 +1,10 @@
 //! A line of a CSV file to a record of a topic: split, trim, check, write JSON and key, in one
 //! pass and without an allocation for an accepted row. A record is a line, so an unclosed quote
-//! spoils its own line and no other.
+//! affects its own line only.
 
 use std::ops::Range;
 
-use crate::{Header, Kind, kind::whole};
+use crate::{Header, Kind, csv::kind::integer};
 
 /// The most fields a line may have. A file of ours has a handful; without a limit, a line of commas
 /// would take many times its size in memory.
@@ -43,14 +43,14 @@ pub struct RowError {
 #[derive(Debug)]
 pub struct RowReader {
     header: Header,
-    /// What stands before each column's value in JSON: `{"transaction_id":"`, `","event_type":"`.
+    /// What precedes each column's value in JSON: `{"transaction_id":"`, `","event_type":"`.
     before: Vec<Vec<u8>>,
 }
 
 impl RowReader {
     /// A reader of the rows under this header.
     pub fn new(header: Header) -> RowReader {
-        let columns = header.event_type.columns.iter().enumerate();
+        let columns = header.csv.columns.iter().enumerate();
         let before = columns
             .map(|(number, column)| {
                 let open = if number == 0 { "{" } else { "\"," };
@@ -60,13 +60,13 @@ impl RowReader {
         RowReader { header, before }
     }
 
-    /// The header these rows stand under.
+    /// The header of the file.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Checks one line (without its line break) and writes its record to `row`. Whether a line is
-    /// blank, and to be passed over, is the caller's to see: [`is_blank`].
+    /// Checks one line (without its line break) and writes its record to `row`. Blank lines are
+    /// for the caller to skip: [`is_blank`].
     pub fn read(&self, line: &[u8], row: &mut Row) -> Result<(), RowError> {
         let Row { key, payload, scratch: Scratch { fields, unquoted } } = row;
         let apart = |error: String| RowError { error, column: None, columns: None };
@@ -86,12 +86,14 @@ impl RowReader {
         if fields.len() < least || extra {
             return Err(apart(format!("the line has {} fields, the header has {width}", fields.len())));
         }
-        let event_type = self.header.event_type;
         payload.clear();
         key.clear();
-        let columns = event_type.columns.iter().zip(&self.header.positions);
-        for ((column, position), before) in columns.zip(&self.before) {
-            let value = source[fields[*position].clone()].trim_ascii();
+        let csv = self.header.csv;
+        for ((column, position), before) in csv.columns.iter().zip(&self.header.positions).zip(&self.before) {
+            let value = position.map_or(&[][..], |position| source[fields[position].clone()].trim_ascii());
+            if value.is_empty() && !column.required {
+                continue;
+            }
             if value.is_empty() || column.kind.check(value).is_err() {
                 return Err(self.refuse(source, fields));
             }
@@ -99,12 +101,13 @@ impl RowReader {
             payload.extend_from_slice(value);
         }
         payload.extend_from_slice(b"\"}");
-        for position in event_type.key {
-            let value = source[fields[self.header.positions[*position]].clone()].trim_ascii();
+        for position in csv.key {
+            let Some(field) = self.header.positions[*position] else { continue };
+            let value = source[fields[field].clone()].trim_ascii();
             if !key.is_empty() {
                 key.push(b'-');
             }
-            key.extend_from_slice(canonical(&event_type.columns[*position].kind, value));
+            key.extend_from_slice(canonical(&csv.columns[*position].kind, value));
         }
         Ok(())
     }
@@ -114,10 +117,13 @@ impl RowReader {
         let mut columns = Vec::new();
         let mut errors = Vec::new();
         let mut first = None;
-        for (column, position) in self.header.event_type.columns.iter().zip(&self.header.positions) {
+        for (column, position) in self.header.csv.columns.iter().zip(&self.header.positions) {
+            let Some(position) = position else { continue };
             let bytes = source[fields[*position].clone()].trim_ascii();
             let text = String::from_utf8_lossy(bytes).into_owned();
-            let wrong = if bytes.is_empty() {
+            let wrong = if bytes.is_empty() && !column.required {
+                None
+            } else if bytes.is_empty() {
                 Some(format!("{}: is empty", column.name))
             } else if std::str::from_utf8(bytes).is_err() {
                 Some(format!("{}: {} is not valid UTF-8", column.name, shown(&text)))
@@ -147,10 +153,10 @@ pub(crate) fn shown(text: &str) -> String {
     }
 }
 
-/// A value as it stands in the key, where two spellings of a number must not part.
+/// A value as the key has it: two spellings of a number must have the same key.
 fn canonical<'a>(kind: &Kind, value: &'a [u8]) -> &'a [u8] {
     match kind {
-        Kind::Whole { .. } if value[0] == b'0' && whole(value).is_some() => {
+        Kind::Integer { .. } if value[0] == b'0' && integer(value).is_some() => {
             let zeros = value.iter().take_while(|byte| **byte == b'0').count();
             &value[zeros.min(value.len() - 1)..]
         }
@@ -178,7 +184,7 @@ pub(crate) fn split_fields<'a>(
             at = unquote(line, at + spaces, unquoted)?;
             at += line[at..].iter().take_while(|byte| matches!(byte, b' ' | b'\t' | b'\r')).count();
             if !matches!(line.get(at), None | Some(b',')) {
-                return Err(format!("there is text behind the closing quote, at byte {} of the line", at + 1));
+                return Err(format!("there is text after the closing quote, at byte {} of the line", at + 1));
             }
         } else {
             let end = memchr::memchr(b',', &line[at..]).map_or(line.len(), |comma| at + comma);
@@ -216,7 +222,7 @@ fn too_many_fields() -> String {
     format!("the line has more than {MAX_FIELDS} fields")
 }
 
-/// Appends what stands in the quotes that open at `open`; returns the place behind the closing one.
+/// Appends what is in the quotes that open at `open`; returns the position after the closing one.
 fn unquote(line: &[u8], open: usize, unquoted: &mut Vec<u8>) -> Result<usize, String> {
     let mut at = open + 1;
     loop {

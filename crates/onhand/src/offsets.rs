@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use projection::Position;
+use projection::ConsumerOffset;
 use rdkafka::{
     Message,
     consumer::{BaseConsumer, Consumer},
@@ -67,7 +67,8 @@ async fn connect(settings: &PostgresSettings) -> Result<PgConnection> {
 
 async fn show(kafka: &KafkaSettings, settings: &PostgresSettings) -> Result<ExitCode> {
     let mut connection = connect(settings).await?;
-    let positions = projection::positions(&mut connection).await.context("has a service run on this database?")?;
+    let positions =
+        projection::consumer_offsets(&mut connection).await.context("has a service run on this database?")?;
     if positions.is_empty() {
         println!("no service has read anything yet");
         return Ok(ExitCode::SUCCESS);
@@ -81,7 +82,7 @@ async fn show(kafka: &KafkaSettings, settings: &PostgresSettings) -> Result<Exit
         unknown += usize::from(lag.is_none());
         stranger |= !note.is_empty();
         let text = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
-        let Position { service, topic, partition, next_offset, .. } = position;
+        let ConsumerOffset { service, topic, partition, next_offset, .. } = position;
         let note = Paint::of_stdout().red(note);
         println!(
             "{service:<14} {topic:<20} {partition:>9} {next_offset:>12} {:>12} {:>10} {note}",
@@ -105,8 +106,8 @@ fn in_all(total: i64, unknown: usize) -> String {
 }
 
 /// The partition's end, the lag, and what is wrong with the position.
-fn beside(consumer: &BaseConsumer, position: &Position) -> (Option<i64>, Option<i64>, String) {
-    let Position { topic, partition, next_offset, topic_identity, .. } = position;
+fn beside(consumer: &BaseConsumer, position: &ConsumerOffset) -> (Option<i64>, Option<i64>, String) {
+    let ConsumerOffset { topic, partition, next_offset, topic_identity, .. } = position;
     match (
         kafka::topic_identity(consumer.client(), topic),
         consumer.fetch_watermarks(topic, *partition, kafka::TIMEOUT),

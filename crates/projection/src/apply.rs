@@ -1,6 +1,11 @@
 //! One partition's batches into Postgres: a transaction each, retried, bisected, fenced. Knows
 //! nothing of Kafka.
 
+pub(crate) mod batch;
+pub(crate) mod error;
+pub(crate) mod offsets;
+pub(crate) mod outbox;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -15,8 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ApplyError, BatchOutput, Due, Projection, TopicPartition,
-    batch::{Buffer, Run},
-    offsets, outbox,
+    apply::batch::{BatchRange, Buffer},
 };
 
 /// How often a batch whose assumptions do not hold is applied again at once.
@@ -27,7 +31,7 @@ const DUE_ROWS: usize = 500;
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What all partitions of a service share.
-pub(crate) struct Work<P> {
+pub(crate) struct WorkerContext<P> {
     pub(crate) projection: P,
     pub(crate) pool: PgPool,
     pub(crate) health: Health,
@@ -64,11 +68,11 @@ pub(crate) enum Applied {
 
 /// Applies the batches of one partition, one after the other.
 pub(crate) struct Applier<P: Projection> {
-    work: Arc<Work<P>>,
+    work: Arc<WorkerContext<P>>,
     source: TopicPartition,
     /// What this worker believes is the next offset.
     pub(crate) next_offset: i64,
-    memory: P::Memory,
+    cache: P::Cache,
     /// Events a transaction may hold for now: fewer after one that was too large or too slow.
     limit: usize,
     /// When the service has timed work, as far as it has said.
@@ -87,9 +91,9 @@ struct Attempts {
 }
 
 impl<P: Projection> Applier<P> {
-    pub(crate) fn new(work: Arc<Work<P>>, source: TopicPartition, next_offset: i64) -> Applier<P> {
+    pub(crate) fn new(work: Arc<WorkerContext<P>>, source: TopicPartition, next_offset: i64) -> Applier<P> {
         let limit = work.batch_size;
-        Applier { work, source, next_offset, memory: P::Memory::default(), limit, wake_at: None }
+        Applier { work, source, next_offset, cache: P::Cache::default(), limit, wake_at: None }
     }
 
     /// Applies a whole buffer: in one transaction, or in several when it is too large for one or a
@@ -101,20 +105,20 @@ impl<P: Projection> Applier<P> {
         caught_up_at: Option<Timestamp>,
         stop: &CancellationToken,
     ) -> Result<Applied> {
-        let mut runs = vec![buffer.whole()];
+        let mut ranges = vec![buffer.whole()];
         let mut attempts = Attempts { due_rows: DUE_ROWS, ..Attempts::default() };
-        while let Some(run) = runs.pop() {
+        while let Some(range) = ranges.pop() {
             if stop.is_cancelled() {
                 return Ok(Applied::Stopped);
             }
-            if run.events.len() > self.limit
-                && let Some((first, second)) = buffer.halves(&run)
+            if range.events.len() > self.limit
+                && let Some((first, second)) = buffer.halves(&range)
             {
-                runs.extend([second, first]);
+                ranges.extend([second, first]);
                 continue;
             }
             let timeout = self.work.transaction_timeout;
-            let transaction = self.transaction(buffer, &run, &attempts, caught_up_at);
+            let transaction = self.transaction(buffer, &range, &attempts, caught_up_at);
             let ended = tokio::time::timeout(timeout, transaction).await;
             match ended {
                 Ok(Ok(Some(wake))) => {
@@ -124,7 +128,7 @@ impl<P: Projection> Applier<P> {
                     continue;
                 }
                 Ok(Ok(None)) => return Ok(Applied::Fenced),
-                _ => self.memory = P::Memory::default(),
+                _ => self.cache = P::Cache::default(),
             }
             match ended.unwrap_or(Err(ApplyError::TooLarge)) {
                 Ok(_) => {}
@@ -136,37 +140,37 @@ impl<P: Projection> Applier<P> {
                 }
                 Err(ApplyError::Stale) if attempts.stale < IMMEDIATE_RETRIES => {
                     attempts.stale += 1;
-                    runs.push(run);
+                    ranges.push(range);
                 }
                 Err(error @ ApplyError::Stale) => return Ok(Applied::Failed(error.into())),
                 // also one that did not end in time: fewer records may
-                Err(ApplyError::TooLarge) if run.events.len() > 1 => {
-                    self.limit = run.events.len().div_ceil(2);
+                Err(ApplyError::TooLarge) if range.events.len() > 1 => {
+                    self.limit = range.events.len().div_ceil(2);
                     tracing::warn!(
                         "{} events of {} are too many for one transaction, applying {} at a time",
-                        run.events.len(),
+                        range.events.len(),
                         self.source,
                         self.limit
                     );
-                    runs.push(run);
+                    ranges.push(range);
                 }
                 Err(ApplyError::TooLarge) if caught_up_at.is_some() && attempts.due_rows > 1 => {
                     attempts.due_rows /= 2;
-                    runs.push(run);
+                    ranges.push(range);
                 }
                 Err(ApplyError::TooLarge) => return Ok(Applied::Failed(anyhow!("no answer in {timeout:?}"))),
-                Err(ApplyError::Batch(error)) => match buffer.halves(&run) {
+                Err(ApplyError::Batch(error)) => match buffer.halves(&range) {
                     Some((first, second)) => {
                         tracing::warn!(
                             "{} records of {} cannot be applied together, looking for the one at fault: {error:#}",
-                            run.events.len(),
+                            range.events.len(),
                             self.source,
                         );
-                        runs.extend([second, first]);
+                        ranges.extend([second, first]);
                     }
                     // it can only be the refusals of records that are no events
-                    None if run.events.is_empty() && caught_up_at.is_none() => return Ok(Applied::Failed(error)),
-                    None if run.events.is_empty() => {
+                    None if range.events.is_empty() && caught_up_at.is_none() => return Ok(Applied::Failed(error)),
+                    None if range.events.is_empty() => {
                         if attempts.due_rows > 1 {
                             attempts.due_rows /= 2;
                         } else if attempts.refuse_due.is_none() {
@@ -175,9 +179,9 @@ impl<P: Projection> Applier<P> {
                         } else {
                             return Ok(Applied::Failed(error));
                         }
-                        runs.push(run);
+                        ranges.push(range);
                     }
-                    None => match self.refuse(buffer, &run, &error).await {
+                    None => match self.refuse(buffer, &range, &error).await {
                         Ok(true) => {}
                         Ok(false) => return Ok(Applied::Fenced),
                         Err(error) => return Ok(Applied::Failed(error.into())),
@@ -193,14 +197,14 @@ impl<P: Projection> Applier<P> {
     async fn transaction(
         &mut self,
         buffer: &Buffer<P::Event>,
-        run: &Run,
+        range: &BatchRange,
         attempts: &Attempts,
         caught_up_at: Option<Timestamp>,
     ) -> Result<Option<Option<Timestamp>>, ApplyError> {
         let work = Arc::clone(&self.work);
         let began = Instant::now();
         let mut tx = work.pool.begin().await?;
-        if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, run.end).await? {
+        if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await? {
             return Ok(None);
         }
         let due = caught_up_at.map(|caught_up_at| Due {
@@ -208,17 +212,17 @@ impl<P: Projection> Applier<P> {
             limit: attempts.due_rows,
             refuse: attempts.refuse_due.as_deref(),
         });
-        let batch = buffer.batch(P::SERVICE, P::encode, &self.source, run, due);
+        let batch = buffer.batch(P::SERVICE, P::encode, &self.source, range, due);
         let is_empty = batch.events.is_empty() && due.is_none();
-        let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, run);
+        let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, range);
         let undecodable = letters.len() as u64;
-        let output = work.projection.apply(&mut tx, &mut self.memory, batch, now(), attempts.stale).await?;
-        let BatchOutput { dead_letters, outcome, wake_at } = output;
+        let output = work.projection.apply(&mut tx, &mut self.cache, batch, now(), attempts.stale).await?;
+        let BatchOutput { dead_letters, summary, wake_at } = output;
         letters.extend(dead_letters);
         sort(&mut letters);
         outbox::put(&mut tx, P::SERVICE, &work.errors_topic, &letters).await?;
         tx.commit().await?;
-        self.next_offset = run.end;
+        self.next_offset = range.end;
         if !letters.is_empty() {
             work.outbox.notify_one();
         }
@@ -229,21 +233,26 @@ impl<P: Projection> Applier<P> {
         metrics::counter!("onhand_projection_batches_total", "service" => P::SERVICE).increment(1);
         metrics::histogram!("onhand_projection_batch_seconds", "service" => P::SERVICE).record(began.elapsed());
         if !is_empty {
-            work.projection.committed(outcome, began.elapsed());
+            work.projection.committed(summary, began.elapsed());
         }
         Ok(Some(wake_at))
     }
 
-    /// Refuses the one record of a run that cannot be applied, so that it holds up nothing. False: fenced.
-    async fn refuse(&mut self, buffer: &Buffer<P::Event>, run: &Run, why: &anyhow::Error) -> Result<bool, ApplyError> {
+    /// Refuses the one record of a range that cannot be applied, so that it holds up nothing. False: fenced.
+    async fn refuse(
+        &mut self,
+        buffer: &Buffer<P::Event>,
+        range: &BatchRange,
+        why: &anyhow::Error,
+    ) -> Result<bool, ApplyError> {
         let mut tx = self.work.pool.begin().await?;
-        if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, run.end).await? {
+        if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await? {
             return Ok(false);
         }
         let refusal =
             Refusal { error: format!("the record cannot be applied: {why:#}"), class: RefusalClass::NotApplicable };
-        let batch = buffer.batch(P::SERVICE, P::encode, &self.source, run, None);
-        let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, run);
+        let batch = buffer.batch(P::SERVICE, P::encode, &self.source, range, None);
+        let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, range);
         letters.extend(batch.events.iter().map(|record| batch.refuse(record, &refusal)));
         sort(&mut letters);
         outbox::put(&mut tx, P::SERVICE, &self.work.errors_topic, &letters).await?;
@@ -251,7 +260,7 @@ impl<P: Projection> Applier<P> {
         for record in batch.events {
             tracing::error!("refused record {} of {}: {}", batch.offset(record), self.source, refusal.error);
         }
-        self.next_offset = run.end;
+        self.next_offset = range.end;
         self.work.outbox.notify_one();
         Ok(true)
     }

@@ -4,26 +4,20 @@
 //! Knows nothing of any service.
 
 mod apply;
-mod assignment;
-mod batch;
-mod error;
-mod group;
-mod identity;
-mod offsets;
-mod outbox;
-mod partition;
+mod consume;
 mod run;
 mod topic_partition;
-mod watch;
 
 use std::{future::Future, time::Duration};
 
 use events::{DeadLetter, Refusal, Timestamp};
 use sqlx::PgConnection;
 
-pub use batch::{Batch, Decoded, Due, Received};
-pub use error::ApplyError;
-pub use offsets::{Position, forget, positions};
+pub use apply::{
+    batch::{Batch, Decoded, Due, Received},
+    error::ApplyError,
+    offsets::{ConsumerOffset, consumer_offsets, forget},
+};
 pub use run::{Settings, TRANSACTION_TIMEOUT, run};
 pub use topic_partition::TopicPartition;
 
@@ -40,9 +34,9 @@ pub trait Projection: Send + Sync + 'static {
     type Event: Send + Sync + 'static;
     /// What a service remembers of a partition between batches. Thrown away whenever a batch
     /// fails or the partition changes hands, so it must only ever save work.
-    type Memory: Default + Send + 'static;
+    type Cache: Default + Send + 'static;
     /// What a batch did, for logs and metrics.
-    type Outcome: Send;
+    type Summary: Send;
 
     /// Bytes to event. An error refuses this record, by itself. Called off the transaction's
     /// thread, while the batch before is being applied.
@@ -58,14 +52,14 @@ pub trait Projection: Send + Sync + 'static {
     fn apply(
         &self,
         tx: &mut PgConnection,
-        memory: &mut Self::Memory,
+        memory: &mut Self::Cache,
         batch: Batch<'_, Self::Event>,
         now: Timestamp,
         attempt: u32,
-    ) -> impl Future<Output = Result<BatchOutput<Self::Outcome>, ApplyError>> + Send;
+    ) -> impl Future<Output = Result<BatchOutput<Self::Summary>, ApplyError>> + Send;
 
     /// What was done is committed, `elapsed` after it was begun: time to log and to count.
-    fn committed(&self, outcome: Self::Outcome, elapsed: Duration);
+    fn committed(&self, summary: Self::Summary, elapsed: Duration);
 }
 
 /// What a batch leaves, besides its rows.
@@ -74,7 +68,7 @@ pub struct BatchOutput<O> {
     /// For the errors topic.
     pub dead_letters: Vec<DeadLetter>,
     /// For [`Projection::committed`].
-    pub outcome: O,
+    pub summary: O,
     /// When this partition has timed work, if any waits. It may be called later, never before. While
     /// some waits, the service is asked again every few seconds by a batch without events.
     pub wake_at: Option<Timestamp>,

@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Projection,
-    apply::Work,
-    assignment::{Assignment, Event},
-    group::Context,
-    outbox::Relay,
-    watch::Watch,
+    apply::{WorkerContext, outbox::Relay},
+    consume::{
+        assignment::{Assignment, Event},
+        probe::Probe,
+        rebalance::RebalanceListener,
+    },
 };
 
 /// How long a transaction may take, as a rule. One that takes longer is tried again with half of its
@@ -57,7 +58,7 @@ pub async fn run<P: Projection>(
 
     let shutdown = shutdown.child_token();
     let outbox = Arc::new(Notify::new());
-    let work = Arc::new(Work {
+    let work = Arc::new(WorkerContext {
         projection,
         pool: pool.clone(),
         health: health.clone(),
@@ -70,8 +71,8 @@ pub async fn run<P: Projection>(
     // the end of a partition is an event: see `assignment::timing`
     config.set("enable.partition.eof", "true");
     kafka::share_fetch_memory(&mut config, partitions);
-    let mut consumer: BaseConsumer<Context> =
-        config.create_with_context(Context::default()).context("Kafka settings")?;
+    let mut consumer: BaseConsumer<RebalanceListener> =
+        config.create_with_context(RebalanceListener::default()).context("Kafka settings")?;
     let (sender, events) = mpsc::channel();
     consumer.set_nonempty_callback({
         let sender = sender.clone();
@@ -83,10 +84,10 @@ pub async fn run<P: Projection>(
     consumer.subscribe(&topics).context("subscribing")?;
 
     let client = kafka::client(&settings.kafka, P::SERVICE).create().context("Kafka settings")?;
-    let watch = Watch::new(client, pool.clone(), P::SERVICE, health.clone());
+    let probe = Probe::new(client, pool.clone(), P::SERVICE, health.clone());
     let assignment = Assignment::new(
         Arc::new(consumer),
-        watch,
+        probe,
         topics[0],
         (sender, events),
         work,

@@ -2,10 +2,10 @@
 //! `rules` decides, `store` and `copy` are its SQL, `projection` joins them.
 
 mod copy;
-mod outcome;
 mod projection;
 pub mod rules;
 mod store;
+mod summary;
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, post
 use tokio_util::sync::CancellationToken;
 
 pub use copy::copy_journal;
-pub use outcome::Outcome;
-pub use projection::{Memory, StockProjection};
-pub use rules::Patience;
+pub use projection::{Cache, StockProjection};
+pub use rules::RetryPolicy;
 pub use store::journal_row;
+pub use summary::Summary;
 
 /// How long Postgres may take to let go of the connections.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ pub struct Settings {
     /// `STOCK_GROUP`: the consumer group that shares the partitions among processes.
     pub group: String,
     /// For early sales.
-    pub patience: Patience,
+    pub retry_policy: RetryPolicy,
     /// `STOCK_BATCH_SIZE`: events a transaction holds at most.
     pub batch_size: usize,
     /// `STOCK_TRANSACTIONS`: transactions at a time.
@@ -47,7 +47,7 @@ impl Settings {
             kafka: KafkaSettings::read(env),
             postgres: PostgresSettings::read(env),
             group: env.text_or("STOCK_GROUP", "stock"),
-            patience: Patience {
+            retry_policy: RetryPolicy {
                 tries: env.parse_or("KAFKA_EVENT_RETRIES", 5, "a number from 0 to 30", |tries| *tries <= 30),
                 first_pause: env.millis_or("STOCK_RETRY_MS", 2_000),
             },
@@ -72,7 +72,7 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
         transactions: settings.transactions as usize,
         transaction_timeout: ::projection::TRANSACTION_TIMEOUT,
     };
-    let projection = StockProjection::new(settings.patience);
+    let projection = StockProjection::new(settings.retry_policy);
     let ended = ::projection::run(projection, projected, pool.clone(), health, shutdown).await;
     // a transaction that was abandoned may still have its connection
     let _ = tokio::time::timeout(GOODBYE, pool.close()).await;

@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use crate::{
     copy,
-    outcome::Outcome,
-    rules::{Ledger, Patience, Retry, Verdict},
-    store::{self, Amount, DueRow, Parked},
+    rules::{Decision, Ledger, Retry, RetryPolicy},
+    store::{self, Amount, DueRow, NewWaitingSale},
+    summary::Summary,
 };
 
 /// Cards whose amounts all workers of a process remember at most.
@@ -35,28 +35,28 @@ const LOCK_FROM_ATTEMPT: u32 = 3;
 /// Events to stock on hand.
 #[derive(Debug)]
 pub struct StockProjection {
-    patience: Patience,
-    remembered: Arc<Remembered>,
+    retry_policy: RetryPolicy,
+    remembered: Arc<CacheLimit>,
 }
 
 /// What all workers of a process remember.
 #[derive(Debug, Default)]
-struct Remembered {
+struct CacheLimit {
     cards: AtomicUsize,
     workers: AtomicUsize,
 }
 
 impl StockProjection {
-    /// `patience` is for early sales.
-    pub fn new(patience: Patience) -> StockProjection {
-        StockProjection { patience, remembered: Arc::default() }
+    /// `retry_policy` is for early sales.
+    pub fn new(retry_policy: RetryPolicy) -> StockProjection {
+        StockProjection { retry_policy, remembered: Arc::default() }
     }
 }
 
 /// What a partition's worker remembers: amounts, so that most batches need not read them. They are
 /// only ever believed by a compare-and-set.
 #[derive(Debug, Default)]
-pub struct Memory {
+pub struct Cache {
     ledger: Ledger,
     /// Ids of the ledger's cards in `items`.
     rows: HashMap<Card, i64>,
@@ -69,13 +69,13 @@ pub struct Memory {
 /// A worker's part of what all workers of the process remember.
 #[derive(Debug, Default)]
 struct Share {
-    all: Option<Arc<Remembered>>,
+    all: Option<Arc<CacheLimit>>,
     own: usize,
 }
 
 impl Share {
     /// This worker remembers so many cards now.
-    fn set(&mut self, all: &Arc<Remembered>, own: usize) {
+    fn set(&mut self, all: &Arc<CacheLimit>, own: usize) {
         let all = self.all.get_or_insert_with(|| {
             all.workers.fetch_add(1, Ordering::Relaxed);
             Arc::clone(all)
@@ -86,7 +86,7 @@ impl Share {
     }
 
     /// All remember too much, and this worker more than others may.
-    fn is_too_large(&self, all: &Remembered) -> bool {
+    fn is_too_large(&self, all: &CacheLimit) -> bool {
         let workers = all.workers.load(Ordering::Relaxed).max(1);
         all.cards.load(Ordering::Relaxed) > REMEMBERED && self.own > REMEMBERED / workers
     }
@@ -104,8 +104,8 @@ impl Drop for Share {
 impl Projection for StockProjection {
     const SERVICE: &'static str = "stock";
     type Event = StockEvent;
-    type Memory = Memory;
-    type Outcome = Outcome;
+    type Cache = Cache;
+    type Summary = Summary;
 
     fn decode(&self, payload: &[u8]) -> Result<Decoded<StockEvent>, Refusal> {
         match StockEvent::decode_canonical(payload) {
@@ -121,34 +121,34 @@ impl Projection for StockProjection {
     async fn apply(
         &self,
         tx: &mut PgConnection,
-        memory: &mut Memory,
+        cache: &mut Cache,
         batch: Batch<'_, StockEvent>,
         now: Timestamp,
         attempt: u32,
-    ) -> Result<BatchOutput<Outcome>, ApplyError> {
+    ) -> Result<BatchOutput<Summary>, ApplyError> {
         let source = (batch.topic, batch.partition);
         if batch.events.is_empty() {
             // it may have been changed by hand
-            memory.next_due = None;
+            cache.next_due = None;
         }
-        let (dead_letters, outcome) = if let Some(due) = batch.due {
+        let (dead_letters, summary) = if let Some(due) = batch.due {
             // it changes cards that this worker may remember
-            memory.forget_cards();
+            cache.forget_cards();
             self.try_again(tx, source, due, now).await?
         } else if batch.events.is_empty() {
             Default::default()
         } else {
-            self.apply_events(tx, memory, &batch, now, attempt).await?
+            self.apply_events(tx, cache, &batch, now, attempt).await?
         };
-        let wake_at = match memory.next_due {
+        let wake_at = match cache.next_due {
             Some(known) => known,
-            None => *memory.next_due.insert(store::next_due(tx, source).await?),
+            None => *cache.next_due.insert(store::next_due(tx, source).await?),
         };
-        Ok(BatchOutput { dead_letters, outcome, wake_at })
+        Ok(BatchOutput { dead_letters, summary, wake_at })
     }
 
-    fn committed(&self, outcome: Outcome, elapsed: Duration) {
-        outcome.report(elapsed);
+    fn committed(&self, summary: Summary, elapsed: Duration) {
+        summary.report(elapsed);
     }
 }
 
@@ -156,48 +156,48 @@ impl StockProjection {
     async fn apply_events(
         &self,
         tx: &mut PgConnection,
-        memory: &mut Memory,
+        cache: &mut Cache,
         batch: &Batch<'_, StockEvent>,
         now: Timestamp,
         attempt: u32,
-    ) -> Result<(Vec<DeadLetter>, Outcome), ApplyError> {
+    ) -> Result<(Vec<DeadLetter>, Summary), ApplyError> {
         let events = || batch.events.iter().map(|record| &record.event);
-        if memory.share.is_too_large(&self.remembered) {
-            memory.forget_cards();
+        if cache.share.is_too_large(&self.remembered) {
+            cache.forget_cards();
         }
-        memory.read_items(tx, events(), attempt >= LOCK_FROM_ATTEMPT).await?;
+        cache.read_items(tx, events(), attempt >= LOCK_FROM_ATTEMPT).await?;
         let waiting = store::waiting(tx, events()).await?;
         let mut applied = HashSet::new();
-        let is_looked_up = attempt > 0 || memory.careful > 0;
+        let is_looked_up = attempt > 0 || cache.careful > 0;
         if is_looked_up {
             let ids = events().map(|event| event.transaction_id);
-            applied = memory.read_applied(tx, ids.chain(waiting.iter().map(|row| row.sale.transaction_id))).await?;
+            applied = cache.read_applied(tx, ids.chain(waiting.iter().map(|row| row.sale.transaction_id))).await?;
         }
         let mut waiting_rows = HashMap::new();
         // one that was applied by way of another partition meanwhile is taken out when it is due
         for row in waiting.iter().filter(|row| !applied.contains(&row.sale.transaction_id)) {
             waiting_rows.insert(row.sale.transaction_id, row.id);
-            memory.ledger.set_waiting(row.sale);
+            cache.ledger.set_waiting(row.sale);
         }
 
-        let mut outcome = Outcome::default();
+        let mut summary = Summary::default();
         let (mut journal, mut letters) = (Vec::with_capacity(batch.events.len()), Vec::new());
-        let (mut parked, mut unparked, mut removed) = (Vec::new(), HashSet::new(), Vec::new());
-        let (mut freed, mut refused, mut output_bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut new_waiting, mut passed_through, mut removed) = (Vec::new(), HashSet::new(), Vec::new());
+        let (mut released, mut refused, mut output_bytes) = (Vec::new(), Vec::new(), 0);
         for record in batch.events {
             let event = &record.event;
-            let verdict = memory.ledger.judge(event, &mut freed);
-            outcome.count(event, &verdict);
-            match verdict {
-                Verdict::Applied { .. } => journal.push(*event),
-                Verdict::Waits => {
+            let decision = cache.ledger.decide(event, &mut released);
+            summary.count(event, &decision);
+            match decision {
+                Decision::Applied { .. } => journal.push(*event),
+                Decision::Waits => {
                     let payload = batch.payload(record);
                     let (record_offset, key) = (batch.offset(record), batch.key(record));
                     output_bytes += payload.len() + key.map_or(0, <[u8]>::len);
-                    parked.push(Parked { sale: *event, record_offset, key, payload });
+                    new_waiting.push(NewWaitingSale { sale: *event, record_offset, key, payload });
                 }
-                Verdict::Duplicate => {}
-                Verdict::Refused(refusal) => {
+                Decision::Duplicate => {}
+                Decision::Refused(refusal) => {
                     let letter = batch.refuse(record, &refusal);
                     output_bytes += letter.payload.len() + letter.key.as_ref().map_or(0, Vec::len);
                     letters.push(letter);
@@ -207,44 +207,44 @@ impl StockProjection {
             if output_bytes > OUTPUT_LIMIT && batch.events.len() > 1 {
                 return Err(ApplyError::TooLarge);
             }
-            for freed in freed.drain(..) {
-                outcome.count_freed(&freed);
-                journal.push(freed.sale);
-                match waiting_rows.get(&freed.sale.transaction_id) {
+            for released in released.drain(..) {
+                summary.count_released(&released);
+                journal.push(released.sale);
+                match waiting_rows.get(&released.sale.transaction_id) {
                     Some(row) => removed.push(*row),
                     None => {
-                        unparked.insert(freed.sale.transaction_id);
+                        passed_through.insert(released.sale.transaction_id);
                     }
                 }
             }
         }
-        parked.retain(|parked| !unparked.contains(&parked.sale.transaction_id));
+        new_waiting.retain(|new_waiting| !passed_through.contains(&new_waiting.sale.transaction_id));
 
         // what waits or is refused is not copied to the journal, where a known id would show
         if !is_looked_up {
-            refused.extend(parked.iter().map(|parked| parked.sale.transaction_id));
+            refused.extend(new_waiting.iter().map(|new_waiting| new_waiting.sale.transaction_id));
             if !refused.is_empty() && !store::applied(tx, &refused).await?.is_empty() {
                 return Err(ApplyError::Stale);
             }
         }
 
         // first the items, then the waiting sales: the same order as in `try_again`, against deadlocks
-        memory.write_items(tx).await?;
+        cache.write_items(tx).await?;
         store::remove_waiting(tx, &removed).await?;
         let known = |error: sqlx::Error| if store::is_known_id(&error) { ApplyError::Stale } else { error.into() };
-        let first_try = now.plus_micros(self.patience.pause(0).as_micros() as i64);
-        store::add_waiting(tx, (batch.topic, batch.partition), &parked, first_try).await.map_err(known)?;
-        if !parked.is_empty()
-            && let Some(next_due) = &mut memory.next_due
+        let first_try = now.plus_micros(self.retry_policy.pause(0).as_micros() as i64);
+        store::add_waiting(tx, (batch.topic, batch.partition), &new_waiting, first_try).await.map_err(known)?;
+        if !new_waiting.is_empty()
+            && let Some(next_due) = &mut cache.next_due
         {
             *next_due = Some(next_due.map_or(first_try, |next| next.min(first_try)));
         }
         // in the order of its key, the index is built with 40 % less work: neighbours meet on a page
         journal.sort_unstable_by_key(|event| event.transaction_id);
         copy::copy_journal(tx, &journal, &mut Vec::new()).await.map_err(known)?;
-        memory.ledger.settle();
-        memory.share.set(&self.remembered, memory.ledger.len());
-        Ok((letters, outcome))
+        cache.ledger.mark_written();
+        cache.share.set(&self.remembered, cache.ledger.len());
+        Ok((letters, summary))
     }
 
     /// Tries waiting sales that are due once more.
@@ -254,22 +254,22 @@ impl StockProjection {
         source: (&str, i32),
         due: Due<'_>,
         now: Timestamp,
-    ) -> Result<(Vec<DeadLetter>, Outcome), ApplyError> {
+    ) -> Result<(Vec<DeadLetter>, Summary), ApplyError> {
         let rows = store::due(tx, source, due.caught_up_at, due.limit).await?;
-        let mut memory = Memory::default();
+        let mut cache = Cache::default();
         let sales = || rows.iter().map(|row| &row.waiting.sale);
         // few rows, and others may change the cards meanwhile
-        memory.read_items(tx, sales(), true).await?;
-        memory.read_applied(tx, sales().map(|sale| sale.transaction_id)).await?;
-        let mut outcome = Outcome::default();
+        cache.read_items(tx, sales(), true).await?;
+        cache.read_applied(tx, sales().map(|sale| sale.transaction_id)).await?;
+        let mut summary = Summary::default();
         let (mut journal, mut letters) = (Vec::new(), Vec::new());
         let (mut removed, mut postponed) = (Vec::new(), Vec::new());
-        let mut freed = Vec::new();
+        let mut released = Vec::new();
         for row in &rows {
             let sale = &row.waiting.sale;
             let mut give_up = |refusal: Refusal| {
                 letters.push(refuse(row, &refusal));
-                outcome.count(sale, &Verdict::Refused(refusal));
+                summary.count(sale, &Decision::Refused(refusal));
                 removed.push(row.waiting.id);
             };
             if let Some(why) = due.refuse {
@@ -277,14 +277,14 @@ impl StockProjection {
                 give_up(Refusal { error, class: RefusalClass::NotApplicable });
                 continue;
             }
-            let known = memory.ledger.knows(sale.transaction_id);
-            match (known, self.patience.retry(sale, memory.ledger.amount(sale.card), row.tries)) {
+            let known = cache.ledger.knows(sale.transaction_id);
+            match (known, self.retry_policy.retry(sale, cache.ledger.amount(sale.card), row.tries)) {
                 // its id was applied from another partition meanwhile; or it fits now
-                (true, _) | (_, Retry::Applied { .. }) => match memory.ledger.judge(sale, &mut freed) {
-                    Verdict::Refused(refusal) => give_up(refusal),
-                    verdict => {
-                        outcome.count(sale, &verdict);
-                        if matches!(verdict, Verdict::Applied { .. }) {
+                (true, _) | (_, Retry::Applied { .. }) => match cache.ledger.decide(sale, &mut released) {
+                    Decision::Refused(refusal) => give_up(refusal),
+                    decision => {
+                        summary.count(sale, &decision);
+                        if matches!(decision, Decision::Applied { .. }) {
                             journal.push(*sale);
                         }
                         removed.push(row.waiting.id);
@@ -298,15 +298,15 @@ impl StockProjection {
         }
         store::remove_waiting(tx, &removed).await?;
         store::postpone(tx, &postponed).await?;
-        memory.write_items(tx).await?;
+        cache.write_items(tx).await?;
         copy::copy_journal(tx, &journal, &mut Vec::new())
             .await
             .map_err(|error| if store::is_known_id(&error) { ApplyError::Stale } else { error.into() })?;
-        Ok((letters, outcome))
+        Ok((letters, summary))
     }
 }
 
-impl Memory {
+impl Cache {
     /// Amounts are read again when they are needed.
     fn forget_cards(&mut self) {
         self.ledger = Ledger::default();

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 /// What becomes of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Decision {
     /// It goes to the journal; the card now has this amount. `created`: the card is new.
     Applied {
         /// Pieces on hand after it.
@@ -29,7 +29,7 @@ pub enum Verdict {
 
 /// A sale that waited and now fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Freed {
+pub struct Released {
     /// The sale.
     pub sale: StockEvent,
     /// Pieces on hand after it.
@@ -129,42 +129,42 @@ impl Ledger {
         true
     }
 
-    /// The rules, for the next event. Sales that its stock sets free are put behind `freed`, in
+    /// The rules, for the next event. Sales that its stock sets free are put behind `released`, in
     /// the order in which they are applied, after the event itself.
-    pub fn judge(&mut self, event: &StockEvent, freed: &mut Vec<Freed>) -> Verdict {
+    pub fn decide(&mut self, event: &StockEvent, released: &mut Vec<Released>) -> Decision {
         let content = content(event);
         match self.known.get(&event.transaction_id) {
-            Some(known) if *known == content => return Verdict::Duplicate,
-            Some(known) => return Verdict::Refused(conflict(event.transaction_id, *known, content)),
+            Some(known) if *known == content => return Decision::Duplicate,
+            Some(known) => return Decision::Refused(conflict(event.transaction_id, *known, content)),
             None => {}
         }
         let amount = self.amount(event.card);
         let value = i64::from(event.value);
-        let verdict = match event.movement {
+        let decision = match event.movement {
             Movement::Incoming => match amount.unwrap_or(0).checked_add(value) {
                 Some(now) => self.apply(event.card, amount, now),
                 None => {
                     let error = format!("{} stock amount would exceed {}!", event.card, i64::MAX);
-                    return Verdict::Refused(Refusal { error, class: RefusalClass::StockOverflow });
+                    return Decision::Refused(Refusal { error, class: RefusalClass::StockOverflow });
                 }
             },
             // a sale that exceeds the stock waits
             Movement::Sale => match amount {
-                Some(there) if there >= value => self.apply(event.card, amount, there - value),
+                Some(on_hand) if on_hand >= value => self.apply(event.card, amount, on_hand - value),
                 _ => {
                     self.waiting.entry(event.card).or_default().push(*event);
-                    Verdict::Waits
+                    Decision::Waits
                 }
             },
         };
         self.known.insert(event.transaction_id, content);
         if event.movement == Movement::Incoming {
-            self.free(event.card, freed);
+            self.free(event.card, released);
         }
-        verdict
+        decision
     }
 
-    /// Cards that changed since the last [`Ledger::settle`], in the order of their first change.
+    /// Cards that changed since the last [`Ledger::mark_written`], in the order of their first change.
     pub fn changed(&self) -> impl Iterator<Item = Changed> + '_ {
         self.changed.iter().map(|card| {
             let balance = &self.balances[card];
@@ -174,7 +174,7 @@ impl Ledger {
     }
 
     /// What was decided is written: forgets ids and waiting sales, keeps the amounts.
-    pub fn settle(&mut self) {
+    pub fn mark_written(&mut self) {
         for card in self.changed.drain(..) {
             if let Some(balance) = self.balances.get_mut(&card) {
                 balance.before = balance.amount;
@@ -188,25 +188,25 @@ impl Ledger {
 
     /// Waiting sales of a card that fit now, oldest first; a smaller one may pass a larger one
     /// that still does not fit.
-    fn free(&mut self, card: Card, freed: &mut Vec<Freed>) {
+    fn free(&mut self, card: Card, released: &mut Vec<Released>) {
         if self.waiting.is_empty() {
             return;
         }
         let Some(waiting) = self.waiting.get_mut(&card) else { return };
         let mut sales = mem::take(waiting);
         sales.retain(|sale| {
-            let there = self.amount(card);
-            let left = there.unwrap_or(0) - i64::from(sale.value);
+            let on_hand = self.amount(card);
+            let left = on_hand.unwrap_or(0) - i64::from(sale.value);
             if left >= 0 {
-                self.apply(card, there, left);
-                freed.push(Freed { sale: *sale, amount: left });
+                self.apply(card, on_hand, left);
+                released.push(Released { sale: *sale, amount: left });
             }
             left < 0
         });
         self.waiting.insert(card, sales);
     }
 
-    fn apply(&mut self, card: Card, before: Option<i64>, now: i64) -> Verdict {
+    fn apply(&mut self, card: Card, before: Option<i64>, now: i64) -> Decision {
         let balance =
             self.balances.entry(card).or_insert(Balance { amount: now, before: before.unwrap_or(NEW), changed: false });
         balance.amount = now;
@@ -214,7 +214,7 @@ impl Ledger {
             balance.changed = true;
             self.changed.push(card);
         }
-        Verdict::Applied { amount: now, created: before.is_none() }
+        Decision::Applied { amount: now, created: before.is_none() }
     }
 }
 
@@ -234,14 +234,14 @@ pub enum Retry {
 
 /// How often, and how far apart, the clock tries a waiting sale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// `KAFKA_EVENT_RETRIES`: tries at most.
     pub tries: u32,
     /// `STOCK_RETRY_MS`: the pause before the first try; each further one is twice as long.
     pub first_pause: Duration,
 }
 
-impl Patience {
+impl RetryPolicy {
     /// The pause after `tries` tries: twice as long each time, an hour at most.
     pub fn pause(&self, tries: u32) -> Duration {
         const LONGEST: Duration = Duration::from_secs(3_600);
@@ -251,24 +251,29 @@ impl Patience {
             .map_or(LONGEST, |pause| pause.min(LONGEST))
     }
 
-    /// The rule for a sale that was tried `tries` times before, when `there` is on hand.
-    pub fn retry(&self, sale: &StockEvent, there: Option<i64>, tries: u32) -> Retry {
+    /// The rule for a sale that was tried `tries` times before, when `on_hand` pieces are there.
+    pub fn retry(&self, sale: &StockEvent, on_hand: Option<i64>, tries: u32) -> Retry {
         let value = i64::from(sale.value);
-        match there {
-            Some(there) if there >= value => Retry::Applied { amount: there - value },
+        match on_hand {
+            Some(on_hand) if on_hand >= value => Retry::Applied { amount: on_hand - value },
             _ if tries + 1 < self.tries => Retry::Waits(self.pause(tries + 1)),
-            _ => Retry::GivenUp(insufficient(sale, there)),
+            _ => Retry::GivenUp(insufficient(sale, on_hand)),
         }
     }
 }
 
 /// Why a sale does not fit.
-pub fn insufficient(sale: &StockEvent, there: Option<i64>) -> Refusal {
-    let error = match there {
+pub fn insufficient(sale: &StockEvent, on_hand: Option<i64>) -> Refusal {
+    let error = match on_hand {
         None => format!("{} does not exist!", sale.card),
-        Some(there) => format!("{} stock amount would be less than 0: {}!", sale.card, there - i64::from(sale.value)),
+        Some(on_hand) => {
+            format!("{} stock amount would be less than 0: {}!", sale.card, on_hand - i64::from(sale.value))
+        }
     };
-    Refusal { error, class: if there.is_none() { RefusalClass::UnknownCard } else { RefusalClass::InsufficientStock } }
+    Refusal {
+        error,
+        class: if on_hand.is_none() { RefusalClass::UnknownCard } else { RefusalClass::InsufficientStock },
+    }
 }
 
 fn content(event: &StockEvent) -> Content {

@@ -39,7 +39,7 @@ pub(crate) struct DueRow {
 }
 
 /// A sale that is to wait, with the record it came in.
-pub(crate) struct Parked<'a> {
+pub(crate) struct NewWaitingSale<'a> {
     pub(crate) sale: StockEvent,
     pub(crate) record_offset: i64,
     pub(crate) key: Option<&'a [u8]>,
@@ -172,13 +172,13 @@ pub(crate) async fn remove_waiting(tx: &mut PgConnection, ids: &[i64]) -> Result
 pub(crate) async fn add_waiting(
     tx: &mut PgConnection,
     source: (&str, i32),
-    parked: &[Parked<'_>],
+    new_waiting: &[NewWaitingSale<'_>],
     next_try_at: Timestamp,
 ) -> sqlx::Result<()> {
-    if parked.is_empty() {
+    if new_waiting.is_empty() {
         return Ok(());
     }
-    let (stores, items) = columns(parked.iter().map(|parked| &parked.sale.card));
+    let (stores, items) = columns(new_waiting.iter().map(|new_waiting| &new_waiting.sale.card));
     sqlx::query(
         "INSERT INTO waiting_sales (transaction_id, timestamp, store_number, item_number, amount, next_try_at,
                                     topic, partition, record_offset, key, payload)
@@ -190,14 +190,14 @@ pub(crate) async fn add_waiting(
     .bind(OffsetDateTime::from(next_try_at))
     .bind(source.0)
     .bind(source.1)
-    .bind(parked.iter().map(|parked| parked.sale.transaction_id).collect::<Vec<_>>())
-    .bind(parked.iter().map(|parked| OffsetDateTime::from(parked.sale.date)).collect::<Vec<_>>())
+    .bind(new_waiting.iter().map(|new_waiting| new_waiting.sale.transaction_id).collect::<Vec<_>>())
+    .bind(new_waiting.iter().map(|new_waiting| OffsetDateTime::from(new_waiting.sale.date)).collect::<Vec<_>>())
     .bind(stores)
     .bind(items)
-    .bind(parked.iter().map(|parked| i64::from(parked.sale.value)).collect::<Vec<_>>())
-    .bind(parked.iter().map(|parked| parked.record_offset).collect::<Vec<_>>())
-    .bind(parked.iter().map(|parked| parked.key).collect::<Vec<_>>())
-    .bind(parked.iter().map(|parked| parked.payload.as_ref()).collect::<Vec<_>>())
+    .bind(new_waiting.iter().map(|new_waiting| i64::from(new_waiting.sale.value)).collect::<Vec<_>>())
+    .bind(new_waiting.iter().map(|new_waiting| new_waiting.record_offset).collect::<Vec<_>>())
+    .bind(new_waiting.iter().map(|new_waiting| new_waiting.key).collect::<Vec<_>>())
+    .bind(new_waiting.iter().map(|new_waiting| new_waiting.payload.as_ref()).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())

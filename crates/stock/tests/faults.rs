@@ -1,7 +1,7 @@
 //! The stock service as processes that are killed, frozen and stopped, while events come in. The
 //! result is that of an undisturbed run.
 
-mod house;
+mod fixture;
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use std::{
 };
 
 use events::stock::{Movement, StockEvent};
-use house::{House, event};
+use fixture::{Fixture, event};
 use sandbox::Kafka;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,13 +27,13 @@ use tokio::{
 struct Process(Child);
 
 impl Process {
-    fn start(house: &House) -> Process {
-        Process::start_with(house, &[])
+    fn start(fixture: &Fixture) -> Process {
+        Process::start_with(fixture, &[])
     }
 
-    fn start_with(house: &House, variables: &[(&str, String)]) -> Process {
+    fn start_with(fixture: &Fixture, variables: &[(&str, String)]) -> Process {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stock"));
-        command.envs(house.variables.iter().map(|(name, value)| (name, value))).env("LOG_LEVEL", "warn");
+        command.envs(fixture.variables.iter().map(|(name, value)| (name, value))).env("LOG_LEVEL", "warn");
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         Process(command.spawn().expect("a stock process"))
     }
@@ -61,7 +61,7 @@ impl Process {
     }
 
     async fn end(mut self) -> ExitStatus {
-        house::within("the process ends", async {
+        fixture::within("the process ends", async {
             loop {
                 if let Some(status) = self.0.try_wait().expect("a status") {
                     return status;
@@ -108,7 +108,7 @@ fn amounts(events: &[StockEvent]) -> Vec<(i64, i64, i64)> {
 type Unlike = (i64, i64, Option<i64>, Option<i64>);
 
 /// Items whose amount is not that of their journal, or that have none; and journals without an item.
-async fn unlike_their_journal(house: &House) -> Vec<Unlike> {
+async fn unlike_their_journal(fixture: &Fixture) -> Vec<Unlike> {
     let sql = "
         SELECT coalesce(store_id, store_number), coalesce(item_id, item_number), amount, journal
         FROM items FULL JOIN (
@@ -117,46 +117,46 @@ async fn unlike_their_journal(house: &House) -> Vec<Unlike> {
             FROM transactions GROUP BY 1, 2
         ) AS journals ON store_number = store_id AND item_number = item_id
         WHERE amount IS DISTINCT FROM journal ORDER BY 1, 2";
-    sqlx::query_as(sql).fetch_all(&house.pool).await.expect("items and journals")
+    sqlx::query_as(sql).fetch_all(&fixture.pool).await.expect("items and journals")
 }
 
-async fn some_are_applied(house: &House) {
-    let before = house.count("transactions").await;
-    house.until("more is applied", async || house.count("transactions").await > before).await;
+async fn some_are_applied(fixture: &Fixture) {
+    let before = fixture.count("transactions").await;
+    fixture.until("more is applied", async || fixture.count("transactions").await > before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_killed_frozen_and_added_at_any_time_change_nothing_in_the_result() {
     // the first event of each card is a sale: it must outlast the time in which nobody reads its stock
-    let house = House::new(4, &[("STOCK_BATCH_SIZE", "50"), ("STOCK_RETRY_MS", "600000")]).await;
+    let fixture = Fixture::new(4, &[("STOCK_BATCH_SIZE", "50"), ("STOCK_RETRY_MS", "600000")]).await;
     let mut sent = Vec::new();
     let mut send = |count: u128| {
         let events = history(sent.len() as u128 * 2, count);
-        house.send(&events);
+        fixture.send(&events);
         sent.extend(events);
         sent.clone()
     };
-    let killed = Process::start(&house);
+    let killed = Process::start(&fixture);
     // so many that some are left when it is killed, and when the next one is frozen
     send(60_000);
-    some_are_applied(&house).await;
+    some_are_applied(&fixture).await;
     killed.signal(libc::SIGKILL);
     assert!(!killed.end().await.success());
 
-    let frozen = Process::start(&house);
-    some_are_applied(&house).await;
+    let frozen = Process::start(&fixture);
+    some_are_applied(&fixture).await;
     frozen.signal(libc::SIGSTOP);
     // the group gives its partitions to this one when the session of the frozen one has run out
-    let added = Process::start(&house);
+    let added = Process::start(&fixture);
     send(6_000);
-    house.until_read().await;
+    fixture.until_read().await;
     frozen.signal(libc::SIGCONT);
     let all = send(6_000);
-    house.until_read().await;
+    fixture.until_read().await;
 
-    assert_eq!(house.items().await, amounts(&all));
-    let (distinct, refused) = (all.len() as i64 * 10 / 11, house.error_records());
-    assert_eq!((house.count("transactions").await, refused.len()), (distinct, 0));
+    assert_eq!(fixture.items().await, amounts(&all));
+    let (distinct, refused) = (all.len() as i64 * 10 / 11, fixture.error_records());
+    assert_eq!((fixture.count("transactions").await, refused.len()), (distinct, 0));
     for process in [frozen, added] {
         process.signal(libc::SIGTERM);
         assert!(process.end().await.success());
@@ -199,40 +199,40 @@ async fn stalling_way_to(postgres: String) -> (SocketAddr, Arc<AtomicUsize>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_frozen_in_the_middle_of_a_copy_holds_up_its_successor_for_seconds_only() {
-    let house = House::new(6, &[("STOCK_RETRY_MS", "600000")]).await;
+    let fixture = Fixture::new(6, &[("STOCK_RETRY_MS", "600000")]).await;
     // the cards are there: no partition waits for another one to create the store
     let first = history(0, 1_000);
-    house.send(&first);
-    let process = Process::start(&house);
-    house.until_read().await;
+    fixture.send(&first);
+    let process = Process::start(&fixture);
+    fixture.until_read().await;
     process.signal(libc::SIGTERM);
     assert!(process.end().await.success());
 
     let second = history(1_000, 120_000);
-    house.send(&second);
-    let at = &house.settings.postgres;
+    fixture.send(&second);
+    let at = &fixture.settings.postgres;
     let (way, stalled) = stalling_way_to(format!("{}:{}", at.host, at.port)).await;
-    let frozen = Process::start_with(&house, &[("POSTGRES_HOSTNAME", way.to_string())]);
-    house.until("two COPYs have stalled", async || stalled.load(Ordering::Relaxed) >= 2).await;
+    let frozen = Process::start_with(&fixture, &[("POSTGRES_HOSTNAME", way.to_string())]);
+    fixture.until("two COPYs have stalled", async || stalled.load(Ordering::Relaxed) >= 2).await;
     frozen.signal(libc::SIGSTOP);
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'onhand-stock'
                    AND datname = current_database() AND query LIKE 'COPY transactions%' AND wait_event = 'ClientRead'";
-    house
+    fixture
         .until("Postgres waits for the rest", async || {
-            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&house.pool).await.expect("a count") >= 2
+            sqlx::query_scalar::<_, i64>(waiting).fetch_one(&fixture.pool).await.expect("a count") >= 2
         })
         .await;
     let began = Instant::now();
-    let successor = Process::start(&house);
-    house.until_read().await;
+    let successor = Process::start(&fixture);
+    fixture.until_read().await;
     // a session of 10 s, a rebalance, 3 s of waiting for a lock
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     frozen.signal(libc::SIGCONT);
     let third = history(400_000, 1_000);
-    house.send(&third);
+    fixture.send(&third);
     let all = [first, second, third].concat();
-    house.until_read().await;
-    assert_eq!((house.items().await, house.error_records().len()), (amounts(&all), 0));
+    fixture.until_read().await;
+    assert_eq!((fixture.items().await, fixture.error_records().len()), (amounts(&all), 0));
     for process in [frozen, successor] {
         process.signal(libc::SIGTERM);
         assert!(process.end().await.success());
@@ -241,43 +241,43 @@ async fn a_process_frozen_in_the_middle_of_a_copy_holds_up_its_successor_for_sec
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_records_that_are_no_events_fit_into_the_memory_that_compose_gives() {
-    let house = House::new(6, &[]).await;
+    let fixture = Fixture::new(6, &[]).await;
     let garbage = vec![0xff; 100_000];
     let keys: Vec<_> = (0..1_000).map(|number: u32| number.to_string()).collect();
-    house.send_raw(keys.iter().map(|key| (key.as_bytes(), garbage.as_slice())));
-    let process = Process::start(&house);
-    house.until_read().await;
+    fixture.send_raw(keys.iter().map(|key| (key.as_bytes(), garbage.as_slice())));
+    let process = Process::start(&fixture);
+    fixture.until_read().await;
     let peak = process.peak_mib();
     // docker-compose.yml gives 256 MiB
     assert!(peak < 160, "{peak} MiB");
-    assert_eq!(house.count_of_errors(), 1_000);
+    assert_eq!(fixture.count_of_errors(), 1_000);
     process.signal(libc::SIGTERM);
     assert!(process.end().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_of_all_events_of_large_batches_fit_into_the_memory_that_compose_gives() {
-    let house = House::new(2, &[]).await;
+    let fixture = Fixture::new(2, &[]).await;
     let events: Vec<_> = (0..60_000).map(|number| event(number, Movement::Incoming, (number % 50) as i64, 1)).collect();
-    house.send(&events);
+    fixture.send(&events);
     let conflicts: Vec<_> = events.iter().map(|event| StockEvent { value: 2, ..*event }).collect();
-    house.send(&conflicts);
-    let process = Process::start(&house);
-    house.until_read().await;
+    fixture.send(&conflicts);
+    let process = Process::start(&fixture);
+    fixture.until_read().await;
     let peak = process.peak_mib();
     assert!(peak < 160, "{peak} MiB");
-    assert_eq!((house.count_of_errors(), house.count("transactions").await), (60_000, 60_000));
+    assert_eq!((fixture.count_of_errors(), fixture.count("transactions").await), (60_000, 60_000));
     process.signal(libc::SIGTERM);
     assert!(process.end().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_partitions_take_no_more_threads_and_hardly_more_memory_than_six() {
-    let house = House::new(1_000, &[]).await;
+    let fixture = Fixture::new(1_000, &[]).await;
     let events: Vec<_> = (0..50_000).map(|number| event(number, Movement::Incoming, number as i64, 1)).collect();
-    house.send(&events);
-    let process = Process::start(&house);
-    house.until("all is applied", async || house.count("transactions").await == 50_000).await;
+    fixture.send(&events);
+    let process = Process::start(&fixture);
+    fixture.until("all is applied", async || fixture.count("transactions").await == 50_000).await;
     let (threads, peak) = (process.threads(), process.peak_mib());
     assert!(threads < 30 && peak < 160, "{threads} threads, {peak} MiB");
     process.signal(libc::SIGTERM);
@@ -288,10 +288,10 @@ async fn a_thousand_partitions_take_no_more_threads_and_hardly_more_memory_than_
 async fn a_frozen_broker_delays_the_end_by_less_than_ten_seconds() {
     let root = tempfile::tempdir().expect("a directory");
     let broker = tokio::task::block_in_place(|| Kafka::start(root.path()).expect("Kafka"));
-    let house = House::new(3, &[("KAFKA_BROKER_URL", &broker.broker())]).await;
-    house.send(&history(0, 100));
-    let process = Process::start(&house);
-    house.until_read().await;
+    let fixture = Fixture::new(3, &[("KAFKA_BROKER_URL", &broker.broker())]).await;
+    fixture.send(&history(0, 100));
+    let process = Process::start(&fixture);
+    fixture.until_read().await;
     broker.pause();
     // what is asked of it regularly is under way
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -304,31 +304,31 @@ async fn a_frozen_broker_delays_the_end_by_less_than_ten_seconds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_ends_it_with_status_0_within_ten_seconds() {
-    let house = House::new(3, &[("STOCK_BATCH_SIZE", "20")]).await;
-    house.send(&history(0, 20_000));
-    let process = Process::start(&house);
-    some_are_applied(&house).await;
+    let fixture = Fixture::new(3, &[("STOCK_BATCH_SIZE", "20")]).await;
+    fixture.send(&history(0, 20_000));
+    let process = Process::start(&fixture);
+    some_are_applied(&fixture).await;
     let asked = Instant::now();
     process.signal(libc::SIGTERM);
     assert!(process.end().await.success());
     assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
-    assert!(house.count("transactions").await < 20_000, "it was through before it was asked");
-    assert_eq!(unlike_their_journal(&house).await, []);
+    assert!(fixture.count("transactions").await < 20_000, "it was through before it was asked");
+    assert_eq!(unlike_their_journal(&fixture).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_it_at_once() {
-    let house = House::new(1, &[]).await;
+    let fixture = Fixture::new(1, &[]).await;
     // its transaction waits for this one: after the first signal it would wait some seconds more
-    let mut lock = house.pool.begin().await.expect("a transaction");
+    let mut lock = fixture.pool.begin().await.expect("a transaction");
     sqlx::query("LOCK TABLE items IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.expect("locked");
-    let process = Process::start(&house);
-    house.send(&[event(1, Movement::Incoming, 3, 5)]);
-    house
+    let process = Process::start(&fixture);
+    fixture.send(&[event(1, Movement::Incoming, 3, 5)]);
+    fixture
         .until("it waits", async || {
             let sql = "SELECT count(*) > 0 FROM pg_stat_activity
                        WHERE application_name = 'onhand-stock' AND datname = current_database() AND wait_event_type = 'Lock'";
-            sqlx::query_scalar(sql).fetch_one(&house.pool).await.expect("a count")
+            sqlx::query_scalar(sql).fetch_one(&fixture.pool).await.expect("a count")
         })
         .await;
     process.signal(libc::SIGTERM);

@@ -8,7 +8,7 @@ use events::{
     stock::{Card, Movement, StockEvent},
 };
 use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestRunner};
-use stock::rules::{Freed, Ledger, Patience, Retry, Verdict};
+use stock::rules::{Decision, Ledger, Released, Retry, RetryPolicy};
 use uuid::Uuid;
 
 /// What happens: an event arrives, one that arrived before comes again, or the clock tries every
@@ -135,11 +135,11 @@ impl Oracle {
                 let new = self.amount(event.card).is_none();
                 occurred.count(if new { "incoming on a new card" } else { "incoming on a card" });
                 self.journal.push(event);
-                let (mut freed, mut passed) = (0, false);
+                let (mut released, mut passed) = (0, false);
                 for (sale, tries) in std::mem::take(&mut self.waiting) {
                     if sale.card == event.card && self.fits(&sale) {
                         self.journal.push(sale);
-                        freed += 1;
+                        released += 1;
                         if passed {
                             occurred.count("a waiting sale passes a larger one");
                         }
@@ -148,7 +148,7 @@ impl Oracle {
                         self.waiting.push((sale, tries));
                     }
                 }
-                match freed {
+                match released {
                     0 => {}
                     1 => occurred.count("one waiting sale is released"),
                     _ => occurred.count("several waiting sales are released"),
@@ -194,7 +194,7 @@ impl Oracle {
 /// The rules as the service uses them.
 struct Subject {
     ledger: Ledger,
-    patience: Patience,
+    retry_policy: RetryPolicy,
     journal: Vec<StockEvent>,
     waiting: Vec<(StockEvent, u32)>,
     refused: Vec<(Uuid, String)>,
@@ -203,15 +203,15 @@ struct Subject {
 
 impl Subject {
     fn arrives(&mut self, event: StockEvent) {
-        let mut freed = Vec::new();
-        match self.ledger.judge(&event, &mut freed) {
-            Verdict::Applied { amount, .. } => {
+        let mut released = Vec::new();
+        match self.ledger.decide(&event, &mut released) {
+            Decision::Applied { amount, .. } => {
                 assert!(amount >= 0);
                 self.journal.push(event);
             }
-            Verdict::Waits => self.waiting.push((event, 0)),
-            Verdict::Duplicate => self.duplicates += 1,
-            Verdict::Refused(refusal) => {
+            Decision::Waits => self.waiting.push((event, 0)),
+            Decision::Duplicate => self.duplicates += 1,
+            Decision::Refused(refusal) => {
                 let why = match refusal.class {
                     RefusalClass::StockOverflow => "overflow",
                     RefusalClass::ConflictingTransaction => "conflict",
@@ -220,7 +220,7 @@ impl Subject {
                 self.refused.push((event.transaction_id, why.into()));
             }
         }
-        for Freed { sale, amount } in freed {
+        for Released { sale, amount } in released {
             assert!(amount >= 0);
             self.waiting.retain(|(waiting, _)| waiting.transaction_id != sale.transaction_id);
             self.journal.push(sale);
@@ -229,10 +229,10 @@ impl Subject {
 
     fn clock_ticks(&mut self) {
         for (sale, tries) in std::mem::take(&mut self.waiting) {
-            match self.patience.retry(&sale, self.ledger.amount(sale.card), tries) {
+            match self.retry_policy.retry(&sale, self.ledger.amount(sale.card), tries) {
                 Retry::Applied { .. } => unreachable!("stock that comes in frees every sale that fits"),
                 Retry::Waits(pause) => {
-                    assert_eq!(pause, self.patience.first_pause * 2_u32.pow(tries + 1));
+                    assert_eq!(pause, self.retry_policy.first_pause * 2_u32.pow(tries + 1));
                     self.waiting.push((sale, tries + 1));
                 }
                 Retry::GivenUp(refusal) => {
@@ -245,7 +245,7 @@ impl Subject {
 
     /// A batch ends: all but amounts is forgotten, and read again from where it was written.
     fn batch_ends(&mut self) {
-        self.ledger.settle();
+        self.ledger.mark_written();
         assert_eq!(self.ledger.changed().count(), 0);
         for event in &self.journal {
             self.ledger.set_applied(event);
@@ -261,11 +261,11 @@ type History = (Vec<(Step, bool)>, u32, bool);
 
 /// Runs a history through both, and compares all there is after each step.
 fn compare((steps, tries, nearly_full): History, occurred: &mut Occurred) -> Result<(), TestCaseError> {
-    let patience = Patience { tries, first_pause: Duration::from_millis(10) };
+    let retry_policy = RetryPolicy { tries, first_pause: Duration::from_millis(10) };
     let mut oracle = Oracle::default();
     let mut subject = Subject {
         ledger: Ledger::default(),
-        patience,
+        retry_policy,
         journal: Vec::new(),
         waiting: Vec::new(),
         refused: Vec::new(),

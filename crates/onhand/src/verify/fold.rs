@@ -4,7 +4,7 @@
 
 use events::stock::{Card, StockEvent};
 use hashbrown::{HashMap, HashSet};
-use stock::rules::{Ledger, Verdict};
+use stock::rules::{Decision, Ledger};
 use uuid::Uuid;
 
 /// Differences that are told one by one; the rest is only counted.
@@ -87,7 +87,7 @@ impl Fold {
             (Ok(event), Some("ConflictingTransaction")) => self.conflicts.push((place, event)),
             (Ok(event), Some("InsufficientStock" | "UnknownCard")) => self.given_up(place, &event),
             (Ok(event), Some("StockOverflow")) => {
-                if !matches!(self.judge(place, &event), Verdict::Refused(_)) {
+                if !matches!(self.decide(place, &event), Decision::Refused(_)) {
                     self.differ(place, "was refused as an overflow, which it is not".into());
                 }
             }
@@ -103,32 +103,32 @@ impl Fold {
             self.counts.duplicates += 1;
             return;
         }
-        match self.judge(place, event) {
-            Verdict::Applied { .. } | Verdict::Waits => {
+        match self.decide(place, event) {
+            Decision::Applied { .. } | Decision::Waits => {
                 self.living.insert(event.transaction_id, *event);
             }
-            Verdict::Duplicate => self.counts.duplicates += 1,
-            Verdict::Refused(why) => self.differ(place, format!("had to be refused: {}", why.error)),
+            Decision::Duplicate => self.counts.duplicates += 1,
+            Decision::Refused(why) => self.differ(place, format!("had to be refused: {}", why.error)),
         }
     }
 
     fn given_up(&mut self, place: Place, sale: &StockEvent) {
-        match self.judge(place, sale) {
-            Verdict::Waits => {
+        match self.decide(place, sale) {
+            Decision::Waits => {
                 self.ledger.give_up(sale);
                 self.given_up.insert(sale.transaction_id, *sale);
             }
             // with records in several partitions it may have come before its stock
-            Verdict::Applied { .. } if self.mixed.contains(&sale.card) => {}
+            Decision::Applied { .. } if self.mixed.contains(&sale.card) => {}
             _ => self.differ(place, "was given up, though it fitted when it came".into()),
         }
     }
 
-    fn judge(&mut self, place: Place, event: &StockEvent) -> Verdict {
+    fn decide(&mut self, place: Place, event: &StockEvent) -> Decision {
         if *self.homes.entry(event.card).or_insert(place.0) != place.0 {
             self.mixed.insert(event.card);
         }
-        self.ledger.judge(event, &mut Vec::new())
+        self.ledger.decide(event, &mut Vec::new())
     }
 
     /// All records are folded: looks at what could only be judged at the end.

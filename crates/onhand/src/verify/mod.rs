@@ -11,7 +11,7 @@ use clap::Args;
 use events::stock::{EVENT_TYPE, StockEvent};
 use hashbrown::HashSet;
 use indicatif::{ProgressBar, ProgressStyle};
-use projection::Position;
+use projection::ConsumerOffset;
 use rdkafka::{
     Message,
     consumer::{BaseConsumer, Consumer},
@@ -197,8 +197,8 @@ fn fold_topic(consumer: &BaseConsumer, topic: &str, read: &[(i32, i64)], fold: &
     Ok(behind)
 }
 
-async fn positions(tx: &mut PgConnection, topic: &str) -> Result<Vec<Position>> {
-    let mut positions = projection::positions(tx)
+async fn positions(tx: &mut PgConnection, topic: &str) -> Result<Vec<ConsumerOffset>> {
+    let mut positions = projection::consumer_offsets(tx)
         .await
         .context("reading consumer_offsets; has the stock service run on this database?")?;
     positions.retain(|position| position.service == "stock" && position.topic == topic);
@@ -206,7 +206,7 @@ async fn positions(tx: &mut PgConnection, topic: &str) -> Result<Vec<Position>> 
 }
 
 /// An error when the topic was made anew since, or is another cluster's: nothing of it would fit.
-fn is_the_topic(consumer: &BaseConsumer, topic: &str, positions: &[Position]) -> Result<()> {
+fn is_the_topic(consumer: &BaseConsumer, topic: &str, positions: &[ConsumerOffset]) -> Result<()> {
     let Some(read) = positions.first() else { return Ok(()) };
     let now = kafka::topic_identity(consumer.client(), topic).with_context(|| format!("asking for topic {topic}"))?;
     if positions.iter().any(|position| position.topic_identity != now) {

@@ -27,7 +27,7 @@ pub const TABLES: &str = "
 
 /// What the test has told the projection, and what it was called with.
 #[derive(Default)]
-pub struct Desk {
+pub struct Controls {
     /// While set, [`Word::Held`] cannot be applied for the time being.
     pub hold: AtomicBool,
     /// Every call of `apply`: the attempt, and the offsets of the records.
@@ -38,7 +38,7 @@ pub struct Desk {
     pub committed: Mutex<Vec<usize>>,
 }
 
-impl Desk {
+impl Controls {
     fn fails_again(&self, place: (i32, i64), times: u32) -> bool {
         let mut failures = self.failures.lock().expect("no panic");
         let failed = failures.entry(place).or_default();
@@ -60,7 +60,7 @@ pub enum Word {
     Number(i64),
     /// The service's rules refuse it.
     Refused,
-    /// Not while [`Desk::hold`] is set.
+    /// Not while [`Controls::hold`] is set.
     Held,
     /// Not the first so many times, for a reason that passes.
     Transient(u32),
@@ -78,13 +78,13 @@ pub enum Word {
     Stuck,
 }
 
-pub struct Division(pub Arc<Desk>);
+pub struct Division(pub Arc<Controls>);
 
 impl Projection for Division {
     const SERVICE: &'static str = "division";
     type Event = Word;
-    type Memory = ();
-    type Outcome = usize;
+    type Cache = ();
+    type Summary = usize;
 
     fn decode(&self, payload: &[u8]) -> Result<Decoded<Word>, Refusal> {
         let text = std::str::from_utf8(payload).expect("text");
@@ -122,7 +122,7 @@ impl Projection for Division {
         now: Timestamp,
         attempt: u32,
     ) -> Result<BatchOutput<usize>, ApplyError> {
-        let (dead_letters, outcome) = match batch.due {
+        let (dead_letters, summary) = match batch.due {
             Some(due) => self.ring(tx, &batch, due, now).await?,
             None if batch.events.is_empty() => (Vec::new(), 0),
             None => self.divide(tx, &batch, now, attempt).await?,
@@ -131,11 +131,11 @@ impl Projection for Division {
             .bind(batch.partition)
             .fetch_one(tx)
             .await?;
-        Ok(BatchOutput { dead_letters, outcome, wake_at: wake_at.map(Timestamp) })
+        Ok(BatchOutput { dead_letters, summary, wake_at: wake_at.map(Timestamp) })
     }
 
-    fn committed(&self, outcome: usize, _: Duration) {
-        self.0.committed.lock().expect("no panic").push(outcome);
+    fn committed(&self, summary: usize, _: Duration) {
+        self.0.committed.lock().expect("no panic").push(summary);
     }
 }
 

@@ -1,7 +1,7 @@
 //! A projection on a real Kafka and a real Postgres.
 
 mod division;
-mod house;
+mod fixture;
 mod lifecycle;
 mod records;
 mod timers;

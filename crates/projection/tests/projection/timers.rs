@@ -9,7 +9,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use runtime::kafka;
 use serde_json::json;
 
-use crate::house::House;
+use crate::fixture::Fixture;
 
 fn wall_clock() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_micros() as i64
@@ -17,59 +17,60 @@ fn wall_clock() -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn timed_work_is_called_when_its_time_has_come_not_before_and_not_much_later() {
-    let house = House::new(1).await;
-    let service = house.start().await;
-    house.send(0, (1..=10).map(|n| format!("alarm {}", 1_500 + 150 * n)));
-    house.until("all alarms have rung", async || house.count("rung").await == 10).await;
-    let count = async |sql: &str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&house.pool).await.expect("a count");
+    let fixture = Fixture::new(1).await;
+    let service = fixture.start().await;
+    fixture.send(0, (1..=10).map(|n| format!("alarm {}", 1_500 + 150 * n)));
+    fixture.until("all alarms have rung", async || fixture.count("rung").await == 10).await;
+    let count = async |sql: &str| sqlx::query_scalar::<_, i64>(sql).fetch_one(&fixture.pool).await.expect("a count");
     assert_eq!(count("SELECT count(*) FROM rung WHERE now < at").await, 0);
     // looking once a second would have found them in two or three heaps
     let times = count("SELECT count(DISTINCT now) FROM rung").await;
     assert!(times > 4, "{times}");
-    house.until("what it said is published", async || house.count("outbox").await == 0).await;
-    let rung: i64 = house.payloads().iter().filter_map(|payload| payload["rung"].as_i64()).sum();
+    fixture.until("what it said is published", async || fixture.count("outbox").await == 0).await;
+    let rung: i64 = fixture.payloads().iter().filter_map(|payload| payload["rung"].as_i64()).sum();
     assert_eq!(rung, 10);
     service.stop().await.expect("a clean stop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn timed_work_that_waited_while_no_process_ran_is_found_at_the_start() {
-    let house = House::new(1).await;
-    sqlx::query("INSERT INTO alarms VALUES (0, $1)").bind(wall_clock()).execute(&house.pool).await.expect("an alarm");
-    let service = house.start().await;
-    house.until("it has rung", async || house.count("rung").await == 1).await;
+    let fixture = Fixture::new(1).await;
+    sqlx::query("INSERT INTO alarms VALUES (0, $1)").bind(wall_clock()).execute(&fixture.pool).await.expect("an alarm");
+    let service = fixture.start().await;
+    fixture.until("it has rung", async || fixture.count("rung").await == 1).await;
     service.stop().await.expect("a clean stop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_falls_due_counts_only_once_the_partition_is_read_to_its_end() {
-    let house = House::new(1).await;
-    let service = house.start().await;
-    house.desk.hold.store(true, Ordering::Relaxed);
-    house.send(0, ["alarm 3000"]);
-    let at =
-        async || sqlx::query_scalar::<_, i64>("SELECT at FROM alarms").fetch_optional(&house.pool).await.expect("rows");
-    house.until("it is set", async || at().await.is_some()).await;
+    let fixture = Fixture::new(1).await;
+    let service = fixture.start().await;
+    fixture.controls.hold.store(true, Ordering::Relaxed);
+    fixture.send(0, ["alarm 3000"]);
+    let at = async || {
+        sqlx::query_scalar::<_, i64>("SELECT at FROM alarms").fetch_optional(&fixture.pool).await.expect("rows")
+    };
+    fixture.until("it is set", async || at().await.is_some()).await;
     // it falls due while these cannot be applied
-    house.send(0, ["held"; 7]);
+    fixture.send(0, ["held"; 7]);
     let due = at().await.expect("not yet");
-    house.until("it is long due", async || wall_clock() > due + 1_000_000).await;
-    house.until("they are tried", async || house.desk.attempts(7).len() > 3).await;
-    assert_eq!(house.count("rung").await, 0);
-    house.desk.hold.store(false, Ordering::Relaxed);
-    house.until("it has rung", async || house.count("rung").await == 1).await;
-    let applied: i64 = sqlx::query_scalar("SELECT applied FROM rung").fetch_one(&house.pool).await.expect("a count");
+    fixture.until("it is long due", async || wall_clock() > due + 1_000_000).await;
+    fixture.until("they are tried", async || fixture.controls.attempts(7).len() > 3).await;
+    assert_eq!(fixture.count("rung").await, 0);
+    fixture.controls.hold.store(false, Ordering::Relaxed);
+    fixture.until("it has rung", async || fixture.count("rung").await == 1).await;
+    let applied: i64 = sqlx::query_scalar("SELECT applied FROM rung").fetch_one(&fixture.pool).await.expect("a count");
     assert_eq!(applied, 8);
     service.stop().await.expect("a clean stop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn timed_work_is_done_while_records_never_stop_coming() {
-    let house = House::new(1).await;
-    let service = house.start().await;
-    let producer = house.producer();
+    let fixture = Fixture::new(1).await;
+    let service = fixture.start().await;
+    let producer = fixture.producer();
     let send = |word: &str| {
-        let mut record = BaseRecord::<(), str>::to(house.topic()).partition(0).payload(word);
+        let mut record = BaseRecord::<(), str>::to(fixture.topic()).partition(0).payload(word);
         while let Err((_, back)) = producer.send(record) {
             record = back;
             producer.poll(Duration::from_millis(1));
@@ -91,7 +92,7 @@ async fn timed_work_is_done_while_records_never_stop_coming() {
             let mut rung = false;
             while !rung && began.elapsed() < Duration::from_secs(30) {
                 std::thread::sleep(Duration::from_millis(50));
-                rung = tokio::runtime::Handle::current().block_on(house.count("rung")) == 1;
+                rung = tokio::runtime::Handle::current().block_on(fixture.count("rung")) == 1;
             }
             stop.store(true, Ordering::Relaxed);
             rung
@@ -103,28 +104,28 @@ async fn timed_work_is_done_while_records_never_stop_coming() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_is_refused_alone_leaves_timed_work_as_it_was() {
-    let house = House::new(1).await;
-    let service = house.start().await;
-    house.send(0, ["alarm 3000"]);
-    house.until("it is set", async || house.count("alarms").await == 1).await;
-    house.send(0, ["0"]);
-    house.until("it is refused", async || house.refused().len() == 1).await;
-    assert_eq!(house.count("rung").await, 0, "refused too late for this test");
-    house.until("it has rung", async || house.count("rung").await == 1).await;
+    let fixture = Fixture::new(1).await;
+    let service = fixture.start().await;
+    fixture.send(0, ["alarm 3000"]);
+    fixture.until("it is set", async || fixture.count("alarms").await == 1).await;
+    fixture.send(0, ["0"]);
+    fixture.until("it is refused", async || fixture.refused().len() == 1).await;
+    assert_eq!(fixture.count("rung").await, 0, "refused too late for this test");
+    fixture.until("it has rung", async || fixture.count("rung").await == 1).await;
     service.stop().await.expect("a clean stop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_of_timed_work_that_cannot_be_applied_is_refused_alone() {
-    let house = House::new(1).await;
+    let fixture = Fixture::new(1).await;
     // before 1970 no alarm rings
     let alarms = "INSERT INTO alarms SELECT 0, CASE n WHEN 40 THEN -1 ELSE n END FROM generate_series(1, 100) AS n";
-    sqlx::query(alarms).execute(&house.pool).await.expect("alarms");
-    let service = house.start().await;
-    house.until("all have rung", async || house.count("alarms").await == 0).await;
-    house.until("what it said is published", async || house.count("outbox").await == 0).await;
-    assert_eq!(house.count("rung").await, 99);
-    let errors: Vec<_> = house.payloads().into_iter().filter(|payload| payload.get("error").is_some()).collect();
+    sqlx::query(alarms).execute(&fixture.pool).await.expect("alarms");
+    let service = fixture.start().await;
+    fixture.until("all have rung", async || fixture.count("alarms").await == 0).await;
+    fixture.until("what it said is published", async || fixture.count("outbox").await == 0).await;
+    assert_eq!(fixture.count("rung").await, 99);
+    let errors: Vec<_> = fixture.payloads().into_iter().filter(|payload| payload.get("error").is_some()).collect();
     let why = "new row for relation \"rung\" violates check constraint \"loud\"";
     assert_eq!(errors, [json!({ "error": why })]);
     service.stop().await.expect("a clean stop");
@@ -132,16 +133,16 @@ async fn a_row_of_timed_work_that_cannot_be_applied_is_refused_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn offsets_that_hold_markers_of_transactions_are_passed() {
-    let house = House::new(1).await;
-    let producer: BaseProducer = kafka::producer(&house.settings.kafka, "test")
-        .set("transactional.id", house.topic())
+    let fixture = Fixture::new(1).await;
+    let producer: BaseProducer = kafka::producer(&fixture.settings.kafka, "test")
+        .set("transactional.id", fixture.topic())
         .set("message.timeout.ms", "10000")
         .create()
         .expect("a producer");
     let patience = Duration::from_secs(30);
     let send = |commit: bool| {
         producer.begin_transaction().expect("begun");
-        producer.send(BaseRecord::<(), str>::to(house.topic()).partition(0).payload("alarm 100")).expect("queued");
+        producer.send(BaseRecord::<(), str>::to(fixture.topic()).partition(0).payload("alarm 100")).expect("queued");
         if commit {
             producer.commit_transaction(patience).expect("committed");
         } else {
@@ -150,14 +151,14 @@ async fn offsets_that_hold_markers_of_transactions_are_passed() {
         }
     };
     tokio::task::block_in_place(|| producer.init_transactions(patience).expect("a transactional producer"));
-    let service = house.start().await;
+    let service = fixture.start().await;
     // a record and a marker each: the last offset never holds a record
     tokio::task::block_in_place(|| [true, false, false].map(send));
-    house.until_read().await;
-    assert_eq!((house.next_offset(0).await, house.applied(0).await), (6, vec![0]));
+    fixture.until_read().await;
+    assert_eq!((fixture.next_offset(0).await, fixture.applied(0).await), (6, vec![0]));
     // what is at the end of the topic counts as read to its end
-    house.until("it has rung", async || house.count("rung").await == 1).await;
+    fixture.until("it has rung", async || fixture.count("rung").await == 1).await;
     tokio::task::block_in_place(|| send(true));
-    house.until("it has rung", async || house.count("rung").await == 2).await;
+    fixture.until("it has rung", async || fixture.count("rung").await == 2).await;
     service.stop().await.expect("a clean stop");
 }

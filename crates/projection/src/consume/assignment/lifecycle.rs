@@ -14,7 +14,7 @@ use super::{Assignment, Event, Id, lag};
 use crate::{
     Projection, TopicPartition,
     apply::Applier,
-    partition::{Partition, Reading, State},
+    consume::partition::{Partition, Reading, State},
 };
 
 /// How long a transaction under way may take when its partition is given up.
@@ -39,9 +39,9 @@ impl<P: Projection> Assignment<P> {
         partition.stop = CancellationToken::new();
         partition.state = State::Beginning;
         let id = Id { source: source.clone(), generation: partition.generation };
-        let (watch, stop, sender) = (Arc::clone(&self.watch), partition.stop.clone(), self.sender.clone());
+        let (probe, stop, sender) = (Arc::clone(&self.probe), partition.stop.clone(), self.sender.clone());
         self.tokio.spawn(async move {
-            let begun = watch.begin(&id.source, &stop).await;
+            let begun = probe.begin(&id.source, &stop).await;
             // nobody listens when the service is ending
             let _ = sender.send(Event::Begun(id, begun));
         });

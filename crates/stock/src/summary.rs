@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use events::stock::{Movement, StockEvent};
 
-use crate::rules::{Freed, Verdict};
+use crate::rules::{Decision, Released};
 
 /// Batches that do up to this many things are logged line by line, larger ones in one summary.
 const LINE_BY_LINE: usize = 20;
 
 /// What a batch did.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct Summary {
     incoming: u64,
     sales: u64,
     waiting: u64,
@@ -20,11 +20,11 @@ pub struct Outcome {
     lines: Vec<String>,
 }
 
-impl Outcome {
+impl Summary {
     /// Counts what became of an event.
-    pub(crate) fn count(&mut self, event: &StockEvent, verdict: &Verdict) {
-        let line = match verdict {
-            Verdict::Applied { amount, created } => {
+    pub(crate) fn count(&mut self, event: &StockEvent, decision: &Decision) {
+        let line = match decision {
+            Decision::Applied { amount, created } => {
                 let done = match (event.movement, created) {
                     (Movement::Incoming, true) => "created",
                     (Movement::Incoming, false) => "increased",
@@ -36,15 +36,15 @@ impl Outcome {
                 }
                 self.line(|| format!("{done} item: {}, current amount: {amount}", event.card))
             }
-            Verdict::Waits => {
+            Decision::Waits => {
                 self.waiting += 1;
                 self.line(|| format!("waiting: a sale of {} on {} exceeds the stock", event.value, event.card))
             }
-            Verdict::Duplicate => {
+            Decision::Duplicate => {
                 self.duplicates += 1;
                 self.line(|| format!("duplicate: {} on {} was here already", event.transaction_id, event.card))
             }
-            Verdict::Refused(refusal) => {
+            Decision::Refused(refusal) => {
                 self.refused += 1;
                 self.line(|| format!("refused: {}", refusal.error))
             }
@@ -53,10 +53,11 @@ impl Outcome {
     }
 
     /// Counts a sale that waited and now fits.
-    pub(crate) fn count_freed(&mut self, freed: &Freed) {
-        let line = self.line(|| format!("no longer waiting: a sale of {} on {}", freed.sale.value, freed.sale.card));
+    pub(crate) fn count_released(&mut self, released: &Released) {
+        let line =
+            self.line(|| format!("no longer waiting: a sale of {} on {}", released.sale.value, released.sale.card));
         self.lines.extend(line);
-        self.count(&freed.sale, &Verdict::Applied { amount: freed.amount, created: false });
+        self.count(&released.sale, &Decision::Applied { amount: released.amount, created: false });
     }
 
     /// The first lines, in case that there are no more.
@@ -112,9 +113,9 @@ mod tests {
 
     #[test]
     fn a_large_batch_is_one_line() {
-        let outcome = Outcome { incoming: 7_100, sales: 2_890, waiting: 10, ..Outcome::default() };
+        let summary = Summary { incoming: 7_100, sales: 2_890, waiting: 10, ..Summary::default() };
         assert_eq!(
-            outcome.summary(Duration::from_millis(160)),
+            summary.summary(Duration::from_millis(160)),
             "applied 10000 events in 160 ms: 7100 incoming, 2890 sales, 10 waiting"
         );
     }

@@ -32,10 +32,10 @@ pub struct Decoded<E> {
 pub struct Received<E> {
     /// What it says.
     pub event: E,
-    place: Place,
+    span: Span,
 }
 
-/// A run of records as a service sees it. It has no events when only time has passed: then `due`
+/// A range of records as a service sees it. It has no events when only time has passed: then `due`
 /// says what timed work may be done, and without `due` the service is only asked when to wake it.
 #[derive(Debug)]
 pub struct Batch<'a, E> {
@@ -68,7 +68,7 @@ pub struct Due<'a> {
 /// Where a record stands in its partition, and its bytes in the batch: key, then payload unless it
 /// can be made again.
 #[derive(Debug, Clone, Copy)]
-struct Place {
+struct Span {
     offset: i64,
     start: u32,
     key_length: u32,
@@ -78,31 +78,31 @@ struct Place {
 impl<E> Batch<'_, E> {
     /// The offset of a record.
     pub fn offset(&self, record: &Received<E>) -> i64 {
-        record.place.offset
+        record.span.offset
     }
 
     /// A record's key; none when it has none, or an empty one.
     pub fn key(&self, record: &Received<E>) -> Option<&[u8]> {
-        key_of(record.place, self.bytes)
+        key_of(record.span, self.bytes)
     }
 
     /// A record's payload as it came.
     pub fn payload(&self, record: &Received<E>) -> Cow<'_, [u8]> {
-        match record.place.payload_length {
-            Some(length) => Cow::Borrowed(payload_of(record.place, length, self.bytes)),
+        match record.span.payload_length {
+            Some(length) => Cow::Borrowed(payload_of(record.span, length, self.bytes)),
             None => Cow::Owned((self.encode)(&record.event)),
         }
     }
 
     /// The dead letter that refuses a record.
     pub fn refuse(&self, record: &Received<E>, refusal: &Refusal) -> DeadLetter {
-        let place = RecordLocation {
+        let span = RecordLocation {
             service: self.service,
             topic: self.topic,
             partition: self.partition,
-            offset: record.place.offset,
+            offset: record.span.offset,
         };
-        DeadLetter::of_record(place, self.key(record), &self.payload(record), refusal)
+        DeadLetter::of_record(span, self.key(record), &self.payload(record), refusal)
     }
 }
 
@@ -110,7 +110,7 @@ impl<E> Batch<'_, E> {
 #[derive(Debug)]
 pub(crate) struct Buffer<E> {
     events: Vec<Received<E>>,
-    refused: Vec<(Place, Refusal)>,
+    refused: Vec<(Span, Refusal)>,
     bytes: Vec<u8>,
     /// The offset after the last record.
     end: i64,
@@ -140,7 +140,7 @@ impl<E> Buffer<E> {
 
     pub(crate) fn push(&mut self, offset: i64, key: &[u8], payload: &[u8], decoded: Result<Decoded<E>, Refusal>) {
         let keep = !matches!(decoded, Ok(Decoded { canonical: true, .. }));
-        let place = Place {
+        let span = Span {
             offset,
             start: self.bytes.len() as u32,
             key_length: key.len() as u32,
@@ -158,8 +158,8 @@ impl<E> Buffer<E> {
             self.cost += REFUSAL_COST;
         }
         match decoded {
-            Ok(Decoded { event, .. }) => self.events.push(Received { event, place }),
-            Err(refusal) => self.refused.push((place, refusal)),
+            Ok(Decoded { event, .. }) => self.events.push(Received { event, span }),
+            Err(refusal) => self.refused.push((span, refusal)),
         }
     }
 
@@ -177,17 +177,20 @@ impl<E> Buffer<E> {
         self.cost
     }
 
-    /// All of it, as a run to apply.
-    pub(crate) fn whole(&self) -> Run {
-        Run { events: 0..self.events.len(), end: self.end }
+    /// All of it, as a range to apply.
+    pub(crate) fn whole(&self) -> BatchRange {
+        BatchRange { events: 0..self.events.len(), end: self.end }
     }
 
-    /// Two halves of a run; none when it has one event or none.
-    pub(crate) fn halves(&self, run: &Run) -> Option<(Run, Run)> {
-        let middle = run.events.start + run.events.len() / 2;
-        (run.events.len() > 1).then(|| {
-            let split = self.events[middle].place.offset;
-            (Run { events: run.events.start..middle, end: split }, Run { events: middle..run.events.end, end: run.end })
+    /// Two halves of a range; none when it has one event or none.
+    pub(crate) fn halves(&self, range: &BatchRange) -> Option<(BatchRange, BatchRange)> {
+        let middle = range.events.start + range.events.len() / 2;
+        (range.events.len() > 1).then(|| {
+            let split = self.events[middle].span.offset;
+            (
+                BatchRange { events: range.events.start..middle, end: split },
+                BatchRange { events: middle..range.events.end, end: range.end },
+            )
         })
     }
 
@@ -196,25 +199,31 @@ impl<E> Buffer<E> {
         service: &'a str,
         encode: fn(&E) -> Vec<u8>,
         source: &'a TopicPartition,
-        run: &Run,
+        range: &BatchRange,
         due: Option<Due<'a>>,
     ) -> Batch<'a, E> {
         let (topic, partition) = (source.topic.as_ref(), source.partition);
-        let events = &self.events[run.events.clone()];
+        let events = &self.events[range.events.clone()];
         Batch { topic, partition, events, due, service, encode, bytes: &self.bytes }
     }
 
-    /// Dead letters of the records from `start` to the run's end that could not be decoded.
-    pub(crate) fn undecoded(&self, service: &str, source: &TopicPartition, start: i64, run: &Run) -> Vec<DeadLetter> {
-        let inside = |place: &Place| (start..run.end).contains(&place.offset);
+    /// Dead letters of the records from `start` to the range's end that could not be decoded.
+    pub(crate) fn undecoded(
+        &self,
+        service: &str,
+        source: &TopicPartition,
+        start: i64,
+        range: &BatchRange,
+    ) -> Vec<DeadLetter> {
+        let inside = |span: &Span| (start..range.end).contains(&span.offset);
         self.refused
             .iter()
-            .filter(|(place, _)| inside(place))
-            .map(|(place, refusal)| {
+            .filter(|(span, _)| inside(span))
+            .map(|(span, refusal)| {
                 let record =
-                    RecordLocation { service, topic: &source.topic, partition: source.partition, offset: place.offset };
-                let payload = payload_of(*place, place.payload_length.unwrap_or(0), &self.bytes);
-                DeadLetter::of_record(record, key_of(*place, &self.bytes), payload, refusal)
+                    RecordLocation { service, topic: &source.topic, partition: source.partition, offset: span.offset };
+                let payload = payload_of(*span, span.payload_length.unwrap_or(0), &self.bytes);
+                DeadLetter::of_record(record, key_of(*span, &self.bytes), payload, refusal)
             })
             .collect()
     }
@@ -222,17 +231,17 @@ impl<E> Buffer<E> {
 
 /// A part of a buffer that is applied in one transaction: its events, and the offset behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Run {
+pub(crate) struct BatchRange {
     pub(crate) events: Range<usize>,
     pub(crate) end: i64,
 }
 
-fn key_of(place: Place, bytes: &[u8]) -> Option<&[u8]> {
-    let start = place.start as usize;
-    Some(&bytes[start..start + place.key_length as usize]).filter(|key| !key.is_empty())
+fn key_of(span: Span, bytes: &[u8]) -> Option<&[u8]> {
+    let start = span.start as usize;
+    Some(&bytes[start..start + span.key_length as usize]).filter(|key| !key.is_empty())
 }
 
-fn payload_of(place: Place, length: u32, bytes: &[u8]) -> &[u8] {
-    let start = (place.start + place.key_length) as usize;
+fn payload_of(span: Span, length: u32, bytes: &[u8]) -> &[u8] {
+    let start = (span.start + span.key_length) as usize;
     &bytes[start..start + length as usize]
 }

@@ -11,7 +11,11 @@ use rdkafka::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Projection, apply::Applier, batch::Buffer, group::Context};
+use crate::{
+    Projection,
+    apply::{Applier, batch::Buffer},
+    consume::rebalance::RebalanceListener,
+};
 
 /// How long a batch waits for the next records when Kafka has more of them, and how long its first
 /// record waits in all. At the end of a partition a batch does not wait: records that come while
@@ -69,7 +73,7 @@ impl<P: Projection> Partition<P> {
 
 /// A partition that is read.
 pub(crate) struct Reading<P: Projection> {
-    queue: PartitionQueue<Context>,
+    queue: PartitionQueue<RebalanceListener>,
     /// Here, or with the transaction under way.
     pub(crate) applier: Option<Applier<P>>,
     /// The transaction under way.
@@ -100,7 +104,7 @@ pub(crate) struct Reading<P: Projection> {
     /// The end, and when it was asked for, while it is not reached.
     pub(crate) end: Option<(Timestamp, i64)>,
     /// As before, when reading was set back to see whether the offsets up to the end hold records.
-    pub(crate) probe: Option<(Timestamp, i64)>,
+    pub(crate) rereading: Option<(Timestamp, i64)>,
     /// Where it was the last time that the end was not reached.
     pub(crate) stuck_at: Option<i64>,
     /// A call of the service without records that is to be made.
@@ -119,7 +123,7 @@ pub(crate) struct Call {
 }
 
 impl<P: Projection> Reading<P> {
-    pub(crate) fn new(queue: PartitionQueue<Context>, applier: Applier<P>) -> Reading<P> {
+    pub(crate) fn new(queue: PartitionQueue<RebalanceListener>, applier: Applier<P>) -> Reading<P> {
         let next_offset = applier.next_offset;
         Reading {
             queue,
@@ -138,7 +142,7 @@ impl<P: Projection> Reading<P> {
             wake_at: None,
             is_asked: false,
             end: None,
-            probe: None,
+            rereading: None,
             stuck_at: None,
             call: Some(Call { caught_up_at: None, end: next_offset }),
             called: Instant::now(),
@@ -170,7 +174,7 @@ impl<P: Projection> Reading<P> {
                         self.first = Instant::now();
                     }
                     self.at_end = false;
-                    self.probe = None;
+                    self.rereading = None;
                     let payload = message.payload().unwrap_or_default();
                     let decoded = projection.decode(payload);
                     buffer.push(message.offset(), message.key().unwrap_or_default(), payload, decoded);

@@ -1,6 +1,6 @@
 //! Whether a topic is still the one that was read before, and still holds what comes next.
 
-use crate::Position;
+use crate::ConsumerOffset;
 
 /// What Kafka says of a partition now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,10 +31,10 @@ impl Lost {
     }
 }
 
-/// An error when reading on at `position` would skip or repeat records. The position must have been
+/// An error when reading on at `offset` would skip or repeat records. The offset must have been
 /// asked for before Kafka's end, since both grow.
-pub(crate) fn check(position: &Position, now: &Partition) -> Result<(), Lost> {
-    let Position { service, topic, partition, next_offset, topic_identity } = position;
+pub(crate) fn check(offset: &ConsumerOffset, now: &Partition) -> Result<(), Lost> {
+    let ConsumerOffset { service, topic, partition, next_offset, topic_identity } = offset;
     let remedy = format!(
         "see where things stand with `onhand offsets`; to begin at the topic's first record, stop {service} and run \
          `onhand offsets --forget {service} --topic {topic}` (what was applied stays, and its ids keep it from being applied again)"
@@ -69,8 +69,8 @@ pub(crate) fn check(position: &Position, now: &Partition) -> Result<(), Lost> {
 mod tests {
     use super::*;
 
-    fn position() -> Position {
-        Position {
+    fn offset() -> ConsumerOffset {
+        ConsumerOffset {
             service: "stock".into(),
             topic: "events".into(),
             partition: 2,
@@ -84,13 +84,13 @@ mod tests {
     }
 
     fn complaint(now: &Partition) -> String {
-        check(&position(), now).expect_err("must be refused").to_string()
+        check(&offset(), now).expect_err("must be refused").to_string()
     }
 
     #[test]
     fn the_same_topic_that_still_holds_the_next_record_is_read_on() {
         for (low, high) in [(0, 10), (10, 10), (10, 99)] {
-            assert!(check(&position(), &partition("c1/t1", low, high)).is_ok());
+            assert!(check(&offset(), &partition("c1/t1", low, high)).is_ok());
         }
     }
 
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn only_another_topic_is_certain_at_the_first_look() {
-        let certain = |now: &Partition| check(&position(), now).expect_err("must be refused").is_certain();
+        let certain = |now: &Partition| check(&offset(), now).expect_err("must be refused").is_certain();
         assert_eq!(
             [("c1/t2", 0, 99), ("c2/t1", 0, 99)].map(|(id, low, high)| certain(&partition(id, low, high))),
             [true; 2]

@@ -19,12 +19,14 @@ use anyhow::Result;
 use events::Timestamp;
 use rdkafka::{Offset, consumer::Consumer};
 
-use super::{Assignment, Event, Id, Looked, lag};
+use super::{Answer, Assignment, Event, Id, lag};
 use crate::{
     Projection, TopicPartition,
-    identity::{self, Lost},
-    partition::{Call, State},
-    watch::LOST_AFTER,
+    consume::{
+        partition::{Call, State},
+        probe::LOST_AFTER,
+        topic_identity::{self, Lost},
+    },
 };
 
 /// How often the group learns our offsets, and Kafka and Postgres are compared.
@@ -67,7 +69,11 @@ impl<P: Projection> Assignment<P> {
                 State::Pausing(until) => next = next.min(*until),
                 State::Reading(reading) => {
                     let Some(wake_at) = reading.wake_at else { continue };
-                    if reading.is_asked || reading.end.is_some() || reading.probe.is_some() || reading.call.is_some() {
+                    if reading.is_asked
+                        || reading.end.is_some()
+                        || reading.rereading.is_some()
+                        || reading.call.is_some()
+                    {
                         continue;
                     }
                     let wait = wake_at.0.saturating_sub(wall_clock.0);
@@ -95,12 +101,12 @@ impl<P: Projection> Assignment<P> {
 
     /// Asks Kafka for a partition's end.
     fn ask(&self, id: Id, pause: Duration) {
-        let (watch, sender) = (Arc::clone(&self.watch), self.sender.clone());
+        let (probe, sender) = (Arc::clone(&self.probe), self.sender.clone());
         self.tokio.spawn(async move {
             tokio::time::sleep(pause).await;
-            let look = watch.look(&id.source).await;
+            let watermarks = probe.watermarks(&id.source).await;
             // nobody listens when the service is ending
-            let _ = sender.send(Event::Looked(id, Looked { look, checked: None }));
+            let _ = sender.send(Event::Answer(id, Answer { watermarks, checked: None }));
         });
     }
 
@@ -122,28 +128,28 @@ impl<P: Projection> Assignment<P> {
                 Some((Id { source, generation }, committed))
             })
             .collect();
-        let (watch, sender, health) = (Arc::clone(&self.watch), self.sender.clone(), self.work.health.clone());
+        let (probe, sender, health) = (Arc::clone(&self.probe), self.sender.clone(), self.work.health.clone());
         let (stop, is_checking, topic) = (self.shutdown.clone(), Arc::clone(&self.is_checking), self.topic.clone());
         self.tokio.spawn(stop.run_until_cancelled_owned(async move {
             let _ended = EndOfCheck(is_checking);
             // before Kafka is asked: its end only grows meanwhile
-            let mut positions = match watch.positions().await {
-                Ok(positions) => positions,
+            let mut offsets = match probe.consumer_offsets().await {
+                Ok(offsets) => offsets,
                 Err(error) => return health.ill("postgres", format!("waiting: {error:#}")),
             };
             let mut unanswered = 0;
-            if asked.is_empty() && watch.look(&topic).await.is_err() {
+            if asked.is_empty() && probe.watermarks(&topic).await.is_err() {
                 unanswered += 1;
             }
             for (id, committed) in asked {
-                let look = watch.look(&id.source).await;
-                if let Err(error) = &look {
+                let watermarks = probe.watermarks(&id.source).await;
+                if let Err(error) = &watermarks {
                     unanswered += 1;
                     health.ill("kafka", format!("waiting: {}: {error:#}", id.source));
                 }
-                let checked = Some((committed, positions.remove(&id.source)));
+                let checked = Some((committed, offsets.remove(&id.source)));
                 // nobody listens when the service is ending
-                let _ = sender.send(Event::Looked(id, Looked { look, checked }));
+                let _ = sender.send(Event::Answer(id, Answer { watermarks, checked }));
                 if unanswered == MOST_UNANSWERED {
                     break;
                 }
@@ -153,10 +159,11 @@ impl<P: Projection> Assignment<P> {
     }
 
     /// An answer has come. An error stops the service.
-    pub(super) fn looked(&mut self, id: &Id, Looked { look, checked }: Looked) -> Result<()> {
+    pub(super) fn answered(&mut self, id: &Id, Answer { watermarks, checked }: Answer) -> Result<()> {
         let is_check = checked.is_some();
         // it is asked again when somebody still waits for the answer
-        self.next_timer = self.next_timer.min(Instant::now() + if look.is_ok() { Duration::ZERO } else { ASK_AGAIN });
+        self.next_timer =
+            self.next_timer.min(Instant::now() + if watermarks.is_ok() { Duration::ZERO } else { ASK_AGAIN });
         let current = self.partitions.get_mut(&id.source).filter(|partition| partition.generation == id.generation);
         let Some(partition) = current else { return Ok(()) };
         let Some(reading) = partition.reading() else { return Ok(()) };
@@ -164,24 +171,24 @@ impl<P: Projection> Assignment<P> {
             reading.is_asked = false;
         }
         let committed = reading.committed;
-        let Ok(look) = look else {
+        let Ok(watermarks) = watermarks else {
             // two moments apart from each other are no sign of a loss
             partition.lost_since = None;
             return Ok(());
         };
-        if let Some((believed, position)) = checked {
-            let Some(position) = position.filter(|position| position.next_offset >= believed) else {
+        if let Some((believed, offset)) = checked {
+            let Some(offset) = offset.filter(|offset| offset.next_offset >= believed) else {
                 tracing::warn!("{}: Postgres was set back from offset {believed}; reading that part again", id.source);
                 self.restart(&id.source, Duration::ZERO);
                 return Ok(());
             };
-            lag::<P>(&id.source).set((look.kafka.high - position.next_offset).max(0) as f64);
-            let mut kafka = look.kafka.clone();
+            lag::<P>(&id.source).set((watermarks.kafka.high - offset.next_offset).max(0) as f64);
+            let mut kafka = watermarks.kafka.clone();
             if committed >= kafka.low {
                 // what was applied since Postgres was asked may have been deleted since
-                kafka.low = kafka.low.min(position.next_offset);
+                kafka.low = kafka.low.min(offset.next_offset);
             }
-            match identity::check(&position, &kafka) {
+            match topic_identity::check(&offset, &kafka) {
                 Ok(()) => partition.lost_since = None,
                 Err(lost @ Lost::Topic(_)) => return Err(lost.into()),
                 Err(lost) => {
@@ -196,9 +203,12 @@ impl<P: Projection> Assignment<P> {
             }
         }
         let Some(reading) = self.current(id).and_then(|partition| partition.reading()) else { return Ok(()) };
-        let is_waited_for = reading.wake_at.is_some_and(|wake_at| wake_at <= look.asked_at);
-        if reading.end.is_none() && reading.probe.is_none() && (is_waited_for || reading.committed < look.kafka.high) {
-            reading.end = Some((look.asked_at, look.kafka.high));
+        let is_waited_for = reading.wake_at.is_some_and(|wake_at| wake_at <= watermarks.asked_at);
+        if reading.end.is_none()
+            && reading.rereading.is_none()
+            && (is_waited_for || reading.committed < watermarks.kafka.high)
+        {
+            reading.end = Some((watermarks.asked_at, watermarks.kafka.high));
         }
         self.after_end_of_partition(&id.source);
         Ok(())
@@ -224,9 +234,9 @@ impl<P: Projection> Assignment<P> {
         if !reading.is_idle() || !reading.at_end {
             return;
         }
-        if let Some((asked_at, end)) = reading.probe {
+        if let Some((asked_at, end)) = reading.rereading {
             // nothing but markers up to the end
-            reading.probe = None;
+            reading.rereading = None;
             self.call(source, asked_at, end);
         } else if let Some((asked_at, end)) = reading.end {
             let next_read = reading.next_read;
@@ -234,7 +244,7 @@ impl<P: Projection> Assignment<P> {
             if reading.stuck_at == Some(next_read) {
                 reading.stuck_at = None;
                 reading.at_end = false;
-                reading.probe = Some((asked_at, end));
+                reading.rereading = Some((asked_at, end));
                 let seek =
                     self.consumer.seek(&source.topic, source.partition, Offset::Offset(next_read), Duration::ZERO);
                 if let Err(error) = seek {

@@ -14,22 +14,22 @@ use rdkafka::{
 use crate::TopicPartition;
 
 /// What the group decided.
-pub(crate) enum Change {
+pub(crate) enum Rebalance {
     Assigned(Vec<TopicPartition>),
     Revoked(Vec<TopicPartition>),
 }
 
 /// Takes down what the group decides; the consumer's thread acts on it.
 #[derive(Default)]
-pub(crate) struct Context {
-    changes: Mutex<Vec<Change>>,
+pub(crate) struct RebalanceListener {
+    rebalances: Mutex<Vec<Rebalance>>,
     closing: AtomicBool,
 }
 
-impl Context {
+impl RebalanceListener {
     /// What was decided since the last time.
-    pub(crate) fn take_changes(&self) -> Vec<Change> {
-        std::mem::take(&mut *self.changes.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn take_rebalances(&self) -> Vec<Rebalance> {
+        std::mem::take(&mut *self.rebalances.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From now on partitions are given up without asking: the consumer is being closed.
@@ -38,9 +38,9 @@ impl Context {
     }
 }
 
-impl ClientContext for Context {}
+impl ClientContext for RebalanceListener {}
 
-impl ConsumerContext for Context {
+impl ConsumerContext for RebalanceListener {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, kind: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
         let list = partitions.elements().iter().map(|one| TopicPartition::new(one.topic(), one.partition())).collect();
         if self.closing.load(Ordering::Relaxed) {
@@ -50,10 +50,10 @@ impl ConsumerContext for Context {
             }
             return;
         }
-        let change = match kind {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Change::Assigned(list),
-            _ => Change::Revoked(list),
+        let rebalance = match kind {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Rebalance::Assigned(list),
+            _ => Rebalance::Revoked(list),
         };
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+        self.rebalances.lock().unwrap_or_else(PoisonError::into_inner).push(rebalance);
     }
 }

@@ -27,12 +27,13 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Position, Projection, TopicPartition,
-    apply::{Applied, Applier, Work},
-    batch::Buffer,
-    group::{Change, Context},
-    partition::{Partition, State},
-    watch::{Look, Watch},
+    ConsumerOffset, Projection, TopicPartition,
+    apply::{Applied, Applier, WorkerContext, batch::Buffer},
+    consume::{
+        partition::{Partition, State},
+        probe::{Probe, Watermarks},
+        rebalance::{Rebalance, RebalanceListener},
+    },
 };
 use dispatch::Buffers;
 
@@ -50,7 +51,7 @@ pub(crate) enum Event<P: Projection> {
     /// Where to begin.
     Begun(Id, Result<Option<i64>>),
     /// What was asked of Kafka, and for the regular check also of Postgres before.
-    Looked(Id, Looked),
+    Answer(Id, Answer),
     /// A regular check has ended: Postgres has answered, and perhaps Kafka.
     Checked { kafka_answers: bool },
     /// A transaction under way has ended.
@@ -66,16 +67,16 @@ pub(crate) struct Id {
 
 /// An answer on one partition.
 #[derive(Debug)]
-pub(crate) struct Looked {
-    pub(crate) look: Result<Look>,
+pub(crate) struct Answer {
+    pub(crate) watermarks: Result<Watermarks>,
     /// What this process had committed before Postgres was asked, and Postgres' answer.
-    pub(crate) checked: Option<(i64, Option<Position>)>,
+    pub(crate) checked: Option<(i64, Option<ConsumerOffset>)>,
 }
 
 pub(crate) struct Assignment<P: Projection> {
-    consumer: Arc<BaseConsumer<Context>>,
-    work: Arc<Work<P>>,
-    watch: Arc<Watch>,
+    consumer: Arc<BaseConsumer<RebalanceListener>>,
+    work: Arc<WorkerContext<P>>,
+    probe: Arc<Probe>,
     events: Receiver<Event<P>>,
     sender: Sender<Event<P>>,
     shutdown: CancellationToken,
@@ -103,18 +104,18 @@ pub(crate) struct Assignment<P: Projection> {
 
 impl<P: Projection> Assignment<P> {
     pub(crate) fn new(
-        consumer: Arc<BaseConsumer<Context>>,
-        watch: Watch,
+        consumer: Arc<BaseConsumer<RebalanceListener>>,
+        probe: Probe,
         topic: &str,
         (sender, events): (Sender<Event<P>>, Receiver<Event<P>>),
-        work: Arc<Work<P>>,
+        work: Arc<WorkerContext<P>>,
         transactions: usize,
         shutdown: CancellationToken,
     ) -> Assignment<P> {
         let now = Instant::now();
         Assignment {
             consumer,
-            watch: Arc::new(watch),
+            probe: Arc::new(probe),
             events,
             sender,
             shutdown,
@@ -153,12 +154,12 @@ impl<P: Projection> Assignment<P> {
 
     /// Leaves the group. A broker that is away need not hear of it: it will notice.
     fn leave(self) {
-        let Assignment { consumer, partitions, watch, events, sender, .. } = self;
+        let Assignment { consumer, partitions, probe, events, sender, .. } = self;
         consumer.context().close();
         let (left, leaving) = mpsc::channel::<()>();
         let leave = move || {
             // all that holds the consumer
-            drop((partitions, watch, events, sender));
+            drop((partitions, probe, events, sender));
             drop(consumer);
             drop(left);
         };
@@ -197,10 +198,10 @@ impl<P: Projection> Assignment<P> {
                 Ok(())
             }
             Event::Begun(id, begun) => self.begun(&id, begun),
-            Event::Looked(id, looked) => self.looked(&id, looked),
+            Event::Answer(id, answer) => self.answered(&id, answer),
             Event::Checked { kafka_answers } => {
                 self.postgres_answers();
-                if kafka_answers && self.watch.kafka_answers() {
+                if kafka_answers && self.probe.kafka_answers() {
                     self.work.health.well("kafka");
                 }
                 Ok(())
@@ -229,10 +230,10 @@ impl<P: Projection> Assignment<P> {
                 Some(Err(error)) => self.consumer_error(&error)?,
             }
         }
-        for change in self.consumer.context().take_changes() {
+        for change in self.consumer.context().take_rebalances() {
             match change {
-                Change::Assigned(partitions) => self.assign(partitions)?,
-                Change::Revoked(partitions) => self.revoke(&partitions)?,
+                Rebalance::Assigned(partitions) => self.assign(partitions)?,
+                Rebalance::Revoked(partitions) => self.revoke(&partitions)?,
             }
         }
         Ok(())

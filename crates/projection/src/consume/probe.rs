@@ -23,7 +23,11 @@ use sqlx::PgPool;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Position, TopicPartition, apply::now, identity, offsets};
+use crate::{
+    ConsumerOffset, TopicPartition,
+    apply::{now, offsets},
+    consume::topic_identity,
+};
 
 /// Questions to Kafka at a time.
 const QUESTIONS: usize = 8;
@@ -37,13 +41,13 @@ pub(crate) const LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// What Kafka says of a partition.
 #[derive(Debug, Clone)]
-pub(crate) struct Look {
+pub(crate) struct Watermarks {
     /// The wall clock when it was asked.
     pub(crate) asked_at: Timestamp,
-    pub(crate) kafka: identity::Partition,
+    pub(crate) kafka: topic_identity::Partition,
 }
 
-pub(crate) struct Watch {
+pub(crate) struct Probe {
     client: BaseConsumer,
     pool: PgPool,
     service: &'static str,
@@ -55,10 +59,10 @@ pub(crate) struct Watch {
     identities: Mutex<HashMap<Arc<str>, (Instant, String)>>,
 }
 
-impl Watch {
+impl Probe {
     /// `client` fetches nothing.
-    pub(crate) fn new(client: BaseConsumer, pool: PgPool, service: &'static str, health: Health) -> Watch {
-        Watch {
+    pub(crate) fn new(client: BaseConsumer, pool: PgPool, service: &'static str, health: Health) -> Probe {
+        Probe {
             client,
             pool,
             service,
@@ -81,14 +85,14 @@ impl Watch {
     }
 
     /// Asks Kafka.
-    pub(crate) async fn look(self: &Arc<Self>, source: &TopicPartition) -> Result<Look> {
+    pub(crate) async fn watermarks(self: &Arc<Self>, source: &TopicPartition) -> Result<Watermarks> {
         let _turn = self.questions.acquire().await?;
-        let (watch, source) = (Arc::clone(self), source.clone());
+        let (probe, source) = (Arc::clone(self), source.clone());
         tokio::task::spawn_blocking(move || {
             let asked_at = now();
-            let identity = watch.identity(&source)?;
-            let (low, high) = watch.client.fetch_watermarks(&source.topic, source.partition, TIMEOUT)?;
-            Ok(Look { asked_at, kafka: identity::Partition { identity, low, high } })
+            let identity = probe.identity(&source)?;
+            let (low, high) = probe.client.fetch_watermarks(&source.topic, source.partition, TIMEOUT)?;
+            Ok(Watermarks { asked_at, kafka: topic_identity::Partition { identity, low, high } })
         })
         .await?
     }
@@ -106,8 +110,8 @@ impl Watch {
     }
 
     /// Where the service stands, by partition. One that is frozen must not be waited for without end.
-    pub(crate) async fn positions(&self) -> Result<HashMap<TopicPartition, Position>> {
-        in_time(offsets::positions_of(&self.pool, self.service)).await
+    pub(crate) async fn consumer_offsets(&self) -> Result<HashMap<TopicPartition, ConsumerOffset>> {
+        in_time(offsets::of_service(&self.pool, self.service)).await
     }
 
     /// Where to begin, once both Kafka and Postgres have answered and what comes next is there; `None`
@@ -122,23 +126,23 @@ impl Watch {
         loop {
             // Postgres first: what is written or applied after its answer only makes Kafka's end larger
             let asked = async {
-                let position = in_time(offsets::position(&self.pool, self.service, source));
-                let position = position.await.map_err(|error| ("postgres", error))?;
-                let look = self.look(source).await.map_err(|error| ("kafka", error))?;
-                if position.is_none() {
-                    let Look { kafka: identity::Partition { low, identity, .. }, .. } = &look;
+                let offset = in_time(offsets::of_partition(&self.pool, self.service, source));
+                let offset = offset.await.map_err(|error| ("postgres", error))?;
+                let watermarks = self.watermarks(source).await.map_err(|error| ("kafka", error))?;
+                if offset.is_none() {
+                    let Watermarks { kafka: topic_identity::Partition { low, identity, .. }, .. } = &watermarks;
                     let begun = in_time(offsets::begin(&self.pool, self.service, source, *low, identity));
                     begun.await.map_err(|error| ("postgres", error))?;
                 }
-                Ok((position, look))
+                Ok((offset, watermarks))
             };
             let asked = tokio::select! {
                 asked = asked => asked,
                 () = stop.cancelled() => return Ok(None),
             };
             match asked {
-                Ok((Some(position), look)) => match identity::check(&position, &look.kafka) {
-                    Ok(()) => return Ok(Some(position.next_offset)),
+                Ok((Some(offset), watermarks)) => match topic_identity::check(&offset, &watermarks.kafka) {
+                    Ok(()) => return Ok(Some(offset.next_offset)),
                     Err(lost) if lost.is_certain() => return Err(lost.into()),
                     Err(lost) => {
                         let since = *lost_since.get_or_insert_with(Instant::now);

@@ -8,7 +8,7 @@ use crate::TopicPartition;
 
 /// Where a service stands in a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
+pub struct ConsumerOffset {
     /// The service.
     pub service: String,
     /// The topic.
@@ -25,7 +25,11 @@ const COLUMNS: &str = "service, topic, partition, next_offset, topic_identity";
 
 /// The position in a partition, if there is one yet. Waits for no lock, so that a process that was
 /// frozen in the middle of a transaction does not hold up its successor here.
-pub(crate) async fn position(pool: &PgPool, service: &str, source: &TopicPartition) -> sqlx::Result<Option<Position>> {
+pub(crate) async fn of_partition(
+    pool: &PgPool,
+    service: &str,
+    source: &TopicPartition,
+) -> sqlx::Result<Option<ConsumerOffset>> {
     let sql = format!("SELECT {COLUMNS} FROM consumer_offsets WHERE service = $1 AND topic = $2 AND partition = $3");
     let query = sqlx::query(&sql).bind(service).bind(source.topic.as_ref()).bind(source.partition);
     Ok(query.fetch_optional(pool).await?.as_ref().map(from_row))
@@ -86,21 +90,21 @@ pub(crate) async fn end_abandoned(pool: &PgPool) -> sqlx::Result<u64> {
 }
 
 /// Positions of a service in these topics, by partition.
-pub(crate) async fn positions_of(pool: &PgPool, service: &str) -> sqlx::Result<HashMap<TopicPartition, Position>> {
+pub(crate) async fn of_service(pool: &PgPool, service: &str) -> sqlx::Result<HashMap<TopicPartition, ConsumerOffset>> {
     let sql = format!("SELECT {COLUMNS} FROM consumer_offsets WHERE service = $1");
     let rows = sqlx::query(&sql).bind(service).fetch_all(pool).await?;
-    let positions = rows.iter().map(from_row);
-    Ok(positions.map(|position| (TopicPartition::new(&position.topic, position.partition), position)).collect())
+    let offsets = rows.iter().map(from_row);
+    Ok(offsets.map(|position| (TopicPartition::new(&position.topic, position.partition), position)).collect())
 }
 
 /// Every position, by service, topic and partition.
-pub async fn positions(connection: &mut PgConnection) -> sqlx::Result<Vec<Position>> {
+pub async fn consumer_offsets(connection: &mut PgConnection) -> sqlx::Result<Vec<ConsumerOffset>> {
     let sql = format!("SELECT {COLUMNS} FROM consumer_offsets ORDER BY 1, 2, 3");
     let rows = sqlx::query(&sql).fetch_all(connection).await?;
     Ok(rows.iter().map(from_row).collect())
 }
 
-/// Forgets a service's positions in a topic, so that it begins at the topic's first record: the way
+/// Forgets a service's offsets in a topic, so that it begins at the topic's first record: the way
 /// on after a topic was created again. What it applied stays, and its ids keep it from applying
 /// again. Returns how many partitions were forgotten.
 pub async fn forget(connection: &mut PgConnection, service: &str, topic: &str) -> sqlx::Result<u64> {
@@ -112,8 +116,8 @@ pub async fn forget(connection: &mut PgConnection, service: &str, topic: &str) -
     Ok(forgotten.rows_affected())
 }
 
-fn from_row(row: &sqlx::postgres::PgRow) -> Position {
-    Position {
+fn from_row(row: &sqlx::postgres::PgRow) -> ConsumerOffset {
+    ConsumerOffset {
         service: row.get("service"),
         topic: row.get("topic"),
         partition: row.get("partition"),

@@ -21,10 +21,14 @@ use rdkafka::{
 use super::{Assignment, Event, Id, POLL_INTERVAL};
 use crate::{
     Projection, TopicPartition,
-    apply::{Applied, Applier},
-    batch::{Buffer, Received},
-    group::Context,
-    partition::{Call, State},
+    apply::{
+        Applied, Applier,
+        batch::{Buffer, Received},
+    },
+    consume::{
+        partition::{Call, State},
+        rebalance::RebalanceListener,
+    },
 };
 
 /// Bytes of memory that all buffers of a process may take together.
@@ -71,7 +75,7 @@ impl<E> Buffers<E> {
     }
 }
 
-fn known_end(client: &Client<Context>, source: &TopicPartition) -> Option<i64> {
+fn known_end(client: &Client<RebalanceListener>, source: &TopicPartition) -> Option<i64> {
     let topic = CString::new(source.topic.as_ref()).ok()?;
     runtime::kafka::known_end(client, &topic, source.partition)
 }
@@ -272,7 +276,7 @@ impl<P: Projection> Assignment<P> {
 
     /// Postgres is healthy when no partition fails.
     pub(super) fn postgres_answers(&self) {
-        if self.failing.is_empty() && self.watch.postgres_answers() {
+        if self.failing.is_empty() && self.probe.postgres_answers() {
             self.work.health.well("postgres");
         }
     }

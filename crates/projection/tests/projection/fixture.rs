@@ -16,15 +16,15 @@ use sqlx::PgPool;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::division::{Desk, Division, TABLES};
+use crate::division::{Controls, Division, TABLES};
 
 /// How long a condition may take to become true.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct House {
+pub struct Fixture {
     pub settings: Settings,
     pub health: Health,
-    pub desk: Arc<Desk>,
+    pub controls: Arc<Controls>,
     /// The test's own connections.
     pub pool: PgPool,
     postgres: PostgresSettings,
@@ -59,13 +59,13 @@ pub struct Refused {
     pub error: String,
 }
 
-impl House {
-    pub async fn new(partitions: i32) -> House {
-        House::on(&shared().broker, partitions).await
+impl Fixture {
+    pub async fn new(partitions: i32) -> Fixture {
+        Fixture::on(&shared().broker, partitions).await
     }
 
     /// With a Kafka of its own.
-    pub async fn on(broker: &str, partitions: i32) -> House {
+    pub async fn on(broker: &str, partitions: i32) -> Fixture {
         let mut variables = shared().environment(&shared().fresh_database().expect("a database"));
         variables.push(("KAFKA_BROKER_URL".into(), broker.to_owned()));
         let (topic, errors) = (shared().fresh_name("words"), shared().fresh_name("errors"));
@@ -91,7 +91,7 @@ impl House {
             transactions: 4,
             transaction_timeout: TRANSACTION_TIMEOUT,
         };
-        House { settings, health, desk: Arc::default(), pool, postgres, partitions }
+        Fixture { settings, health, controls: Arc::default(), pool, postgres, partitions }
     }
 
     pub fn topic(&self) -> &str {
@@ -101,7 +101,7 @@ impl House {
     pub async fn start(&self) -> Running {
         let shutdown = CancellationToken::new();
         let pool = runtime::postgres::connect(&self.postgres, "division", 6, &self.health, &shutdown).await;
-        let division = Division(Arc::clone(&self.desk));
+        let division = Division(Arc::clone(&self.controls));
         let (settings, health) = (self.settings.clone(), self.health.clone());
         let service = projection::run(division, settings, pool.expect("a database"), health, shutdown.clone());
         Running { task: tokio::spawn(service), shutdown }

@@ -5,24 +5,13 @@
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::{Refusal, RefusalClass};
+use crate::{Message, Refusal, RefusalClass};
 
 /// A dead letter must fit where its record did, although JSON and base64 take more bytes: of a larger
 /// record it holds only the first bytes, and the headers say where the whole record is. Bytes.
 const FULL_SIZE: usize = 64 << 10;
 /// Longer reasons are cut. Bytes.
 const MAX_REASON: usize = 2_000;
-
-/// A record for the errors topic.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeadLetter {
-    /// The Kafka key: the refused record's own, if there was one of up to 64 KiB.
-    pub key: Option<Vec<u8>>,
-    /// A JSON object: the original columns, or `raw`, and `error`.
-    pub payload: Vec<u8>,
-    /// Kafka headers.
-    pub headers: Vec<(&'static str, String)>,
-}
 
 /// Where a record is.
 #[derive(Debug, Clone, Copy)]
@@ -64,69 +53,75 @@ pub mod header {
     pub const CLASS: &str = "__connect.errors.exception.class.name";
     /// The reason, the same as `error` in the payload.
     pub const MESSAGE: &str = "__connect.errors.exception.message";
-    /// The deterministic id of the refusal.
-    pub const ID: &str = "ce_id";
 }
 
-impl DeadLetter {
-    /// The refusal of a record: its own fields and `error`; `raw` where it is not a JSON object.
-    pub fn of_record(
-        location: RecordLocation<'_>,
-        key: Option<&[u8]>,
-        payload: &[u8],
-        refusal: &Refusal,
-    ) -> DeadLetter {
-        let mut object = match serde_json::from_slice(payload) {
-            Ok(Value::Object(object)) if payload.len() <= FULL_SIZE => object,
-            _ => raw(payload),
-        };
-        let error = shortened(&refusal.error);
-        object.insert("error".into(), error.as_str().into());
-        let RecordLocation { service, topic, partition, offset } = location;
-        // a topic that was created again has other records at the same offsets
-        let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, payload).to_string();
-        DeadLetter {
-            key: key.filter(|key| key.len() <= FULL_SIZE).map(<[u8]>::to_vec),
-            payload: Value::Object(object).to_string().into_bytes(),
-            headers: vec![
-                (header::TOPIC, topic.to_owned()),
-                (header::PARTITION, partition.to_string()),
-                (header::OFFSET, offset.to_string()),
-                (header::CONNECTOR, service.to_owned()),
-                (header::CLASS, refusal.class.to_string()),
-                (header::MESSAGE, error),
-                (header::ID, id(&[service, topic, &partition.to_string(), &offset.to_string(), &content])),
-            ],
-        }
+/// The refusal of a record: its own fields and `error`; `raw` where it is not a JSON object. The key is
+/// the record's own, if it has one of up to 64 KiB.
+pub fn of_record(
+    errors_topic: &str,
+    location: RecordLocation<'_>,
+    key: Option<&[u8]>,
+    payload: &[u8],
+    refusal: &Refusal,
+) -> Message {
+    let mut object = match serde_json::from_slice(payload) {
+        Ok(Value::Object(object)) if payload.len() <= FULL_SIZE => object,
+        _ => raw(payload),
+    };
+    let error = shortened(&refusal.error);
+    object.insert("error".into(), error.as_str().into());
+    let RecordLocation { service, topic, partition, offset } = location;
+    // a topic that was created again has other records at the same offsets
+    let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, payload).to_string();
+    Message {
+        topic: errors_topic.to_owned(),
+        key: key.filter(|key| key.len() <= FULL_SIZE).map(<[u8]>::to_vec),
+        payload: Value::Object(object).to_string().into_bytes(),
+        ce_id: id(&[service, topic, &partition.to_string(), &offset.to_string(), &content]),
+        headers: vec![
+            (header::TOPIC, topic.to_owned()),
+            (header::PARTITION, partition.to_string()),
+            (header::OFFSET, offset.to_string()),
+            (header::CONNECTOR, service.to_owned()),
+            (header::CLASS, refusal.class.to_string()),
+            (header::MESSAGE, error),
+        ],
     }
+}
 
-    /// The refusal of a row: its columns (else the line as `raw`), `error` and its location.
-    /// `topic` is where the row would have gone.
-    pub fn of_row(location: RowLocation<'_>, topic: &str, line: &[u8], error: &crate::RowError) -> DeadLetter {
-        let mut object = match &error.columns {
-            Some(columns) => columns.iter().map(|(name, text)| ((*name).into(), text.as_str().into())).collect(),
-            None => raw(line),
-        };
-        object.insert("error".into(), error.error.as_str().into());
-        object.insert("file".into(), location.file.into());
-        object.insert("line".into(), location.line.into());
-        object.insert("byte".into(), location.byte.into());
-        if let Some(column) = location.column {
-            object.insert("column".into(), column.into());
-        }
-        let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, line).to_string();
-        let class = if error.columns.is_some() { RefusalClass::InvalidRow } else { RefusalClass::UnreadableRow };
-        DeadLetter {
-            key: None,
-            payload: Value::Object(object).to_string().into_bytes(),
-            headers: vec![
-                (header::TOPIC, topic.to_owned()),
-                (header::CONNECTOR, "importer".to_owned()),
-                (header::CLASS, class.to_string()),
-                (header::MESSAGE, error.error.clone()),
-                (header::ID, id(&["importer", location.file, &location.byte.to_string(), &content])),
-            ],
-        }
+/// The refusal of a row: its columns (else the line as `raw`), `error` and its location. `topic` is
+/// where the row would have gone.
+pub fn of_row(
+    errors_topic: &str,
+    location: RowLocation<'_>,
+    topic: &str,
+    line: &[u8],
+    error: &crate::RowError,
+) -> Message {
+    let mut object = match &error.columns {
+        Some(columns) => columns.iter().map(|(name, text)| ((*name).into(), text.as_str().into())).collect(),
+        None => raw(line),
+    };
+    object.insert("error".into(), error.error.as_str().into());
+    object.insert("file".into(), location.file.into());
+    object.insert("line".into(), location.line.into());
+    object.insert("byte".into(), location.byte.into());
+    if let Some(column) = location.column {
+        object.insert("column".into(), column.into());
+    }
+    let content = Uuid::new_v5(&Uuid::NAMESPACE_OID, line).to_string();
+    let class = if error.columns.is_some() { RefusalClass::InvalidRow } else { RefusalClass::UnreadableRow };
+    Message {
+        topic: errors_topic.to_owned(),
+        key: None,
+        payload: Value::Object(object).to_string().into_bytes(),
+        ce_id: id(&["importer", location.file, &location.byte.to_string(), &content]),
+        headers: vec![
+            (header::TOPIC, topic.to_owned()),
+            (header::CONNECTOR, "importer".to_owned()),
+            (header::CLASS, class.to_string()),
+            (header::MESSAGE, error.error.clone()),
+        ],
     }
 }
 

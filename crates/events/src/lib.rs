@@ -5,6 +5,7 @@ pub mod csv;
 pub mod dead_letter;
 pub mod event_type;
 pub mod generate;
+pub mod message;
 pub mod refusal;
 pub mod timestamp;
 pub mod types;
@@ -14,8 +15,8 @@ pub use csv::{
     kind::Kind,
     row::{Row, RowError, RowReader},
 };
-pub use dead_letter::DeadLetter;
 pub use event_type::{Column, CsvForm, EVENT_TYPES, EventType};
+pub use message::Message;
 pub use refusal::{Refusal, RefusalClass};
 pub use timestamp::Timestamp;
 pub use types::stock;

@@ -14,7 +14,7 @@ const YEAR_0: i64 = -62_167_219_200_000_000;
 /// Why a text is not an instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotATimestamp {
-    /// A date and time, but no `Z` and no `+01:00` behind it.
+    /// A date and time, but no `Z` and no `+01:00` after it.
     NoOffset,
     /// Written in the year 9999, but with an offset by which it is a later year in UTC.
     AfterYear9999,
@@ -82,6 +82,12 @@ impl Timestamp {
         let minutes = (days_since_1970(year, month, day) * 24 + hour) * 60 + minute - offset_minutes;
         let timestamp = Timestamp((minutes * 60 + second) * 1_000_000 + micros);
         if timestamp <= Timestamp::LAST { Ok(timestamp) } else { Err(AfterYear9999) }
+    }
+
+    /// The instant of a Kafka record, which is in milliseconds since 1970 and may be anything; one that
+    /// has no year of four digits becomes the nearest that has.
+    pub fn from_millis(millis: i64) -> Timestamp {
+        Timestamp(millis.saturating_mul(1_000).clamp(YEAR_0, Timestamp::LAST.0))
     }
 
     /// This instant, later by `micros` microseconds.

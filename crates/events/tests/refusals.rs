@@ -1,8 +1,8 @@
 //! What comes back: rows refused with everything that is wrong with them, headers, dead letters.
 
 use events::{
-    DeadLetter, Header, HeaderError, Refusal, RefusalClass, Row, RowReader,
-    dead_letter::{RecordLocation, RowLocation},
+    Header, HeaderError, Refusal, RefusalClass, Row, RowReader,
+    dead_letter::{self, RecordLocation, RowLocation},
 };
 
 const HEADER: &str = "transaction_id,event_type,date,store_number,item_number,value";
@@ -99,9 +99,9 @@ fn a_row_comes_back_with_its_columns_its_place_and_its_reason() {
         .read(line.as_bytes(), &mut row)
         .expect_err("refused");
     let place = RowLocation { file: "a.csv", line: 3, byte: 140, column: error.column };
-    let letter = DeadLetter::of_row(place, "events", line.as_bytes(), &error);
+    let letter = dead_letter::of_row("errors", place, "events", line.as_bytes(), &error);
     insta::assert_snapshot!(String::from_utf8_lossy(&letter.payload), @r#"{"transaction_id":"8947695b-7f19-44b6-96b6-7f8ed041fe57","event_type":"incoming","date":"2019-04-14T03:47:13Z","store_number":"5","item_number":"12","value":"0","error":"value: \"0\" is not a whole number from 1 to 2147483647","file":"a.csv","line":3,"byte":140,"column":"value"}"#);
-    insta::assert_debug_snapshot!(letter.headers, @r#"
+    insta::assert_debug_snapshot!(letter.all_headers().collect::<Vec<_>>(), @r#"
 [
     (
         "__connect.errors.topic",
@@ -125,7 +125,11 @@ fn a_row_comes_back_with_its_columns_its_place_and_its_reason() {
     ),
 ]
 "#);
-    assert_eq!(letter, DeadLetter::of_row(place, "events", line.as_bytes(), &error), "a repeat has the same id");
+    assert_eq!(
+        letter,
+        dead_letter::of_row("errors", place, "events", line.as_bytes(), &error),
+        "a repeat has the same id"
+    );
 }
 
 #[test]
@@ -135,7 +139,7 @@ fn a_line_without_columns_comes_back_as_it_is() {
     let error =
         RowReader::new(Header::read(HEADER.as_bytes()).expect("a header")).read(line, &mut row).expect_err("refused");
     let place = RowLocation { file: "a.csv", line: 2, byte: 62, column: None };
-    let letter = DeadLetter::of_row(place, "events", line, &error);
+    let letter = dead_letter::of_row("errors", place, "events", line, &error);
     insta::assert_snapshot!(String::from_utf8_lossy(&letter.payload), @r#"{"raw":"�\"\u0000","raw_base64":"/yIA","error":"the line holds a NUL byte at its byte 3","file":"a.csv","line":2,"byte":62}"#);
 }
 
@@ -143,9 +147,9 @@ fn a_line_without_columns_comes_back_as_it_is() {
 fn a_record_comes_back_with_all_of_its_fields_and_where_it_stood() {
     let place = RecordLocation { service: "stock", topic: "events", partition: 2, offset: 41 };
     let refusal = Refusal { error: "4-3 does not exist!".into(), class: RefusalClass::UnknownCard };
-    let letter = DeadLetter::of_record(place, Some(b"4-3"), br#"{"store_number":"4","more":[1]}"#, &refusal);
+    let letter = dead_letter::of_record("errors", place, Some(b"4-3"), br#"{"store_number":"4","more":[1]}"#, &refusal);
     insta::assert_snapshot!(String::from_utf8_lossy(&letter.payload), @r#"{"store_number":"4","more":[1],"error":"4-3 does not exist!"}"#);
-    insta::assert_debug_snapshot!((letter.key, letter.headers), @r#"
+    insta::assert_debug_snapshot!((&letter.key, letter.all_headers().collect::<Vec<_>>()), @r#"
 (
     Some(
         [
@@ -186,7 +190,7 @@ fn a_record_comes_back_with_all_of_its_fields_and_where_it_stood() {
     ],
 )
 "#);
-    let letter = DeadLetter::of_record(place, None, b"not JSON", &refusal);
+    let letter = dead_letter::of_record("errors", place, None, b"not JSON", &refusal);
     insta::assert_snapshot!(String::from_utf8_lossy(&letter.payload), @r#"{"raw":"not JSON","error":"4-3 does not exist!"}"#);
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use events::{DeadLetter, EventType};
+use events::{EventType, Message};
 use rdkafka::{
     ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
@@ -176,9 +176,8 @@ impl<T> Sender<T> {
     }
 
     /// Whether the errors topic takes this refusal.
-    pub(crate) fn fits_letter(&self, letter: &DeadLetter) -> bool {
-        let headers: usize = letter.headers.iter().map(|(key, value)| key.len() + value.len()).sum();
-        self.limits.fits(&self.kafka.errors_topic, letter.payload.len() + headers, letter.headers.len())
+    pub(crate) fn fits_letter(&self, letter: &Message) -> bool {
+        self.limits.fits(&letter.topic, letter.size(), letter.all_headers().count())
     }
 
     /// How much more there is room for.
@@ -198,6 +197,11 @@ impl<T> Sender<T> {
     /// Partitions that take nothing, though records wait for them.
     pub(crate) fn stuck_partitions(&self) -> Vec<String> {
         self.producer.context().partitions.lock().unwrap_or_else(PoisonError::into_inner).stuck()
+    }
+
+    /// Where refusals go.
+    pub(crate) fn errors_topic(&self) -> &str {
+        &self.kafka.errors_topic
     }
 
     /// Where the events of a type go.
@@ -223,18 +227,17 @@ impl<T> Sender<T> {
     }
 
     /// Sends a refusal to the errors topic as part of the open chunk.
-    pub(crate) fn send_letter(&mut self, letter: &DeadLetter) -> Sent {
+    pub(crate) fn send_letter(&mut self, letter: &Message) -> Sent {
         if !self.has_room(letter.payload.len()) {
             return Sent::Full;
         }
         let slot = self.flight.open_slot();
-        let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len());
-        for (key, value) in &letter.headers {
+        let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len() + 1);
+        for (key, value) in letter.all_headers() {
             headers = headers.insert(Header { key, value: Some(value) });
         }
-        let topic = self.kafka.errors_topic.clone();
         let record: BaseRecord<'_, [u8], [u8], usize> =
-            BaseRecord::with_opaque_to(&topic, slot).payload(letter.payload.as_slice()).headers(headers);
+            BaseRecord::with_opaque_to(&letter.topic, slot).payload(letter.payload.as_slice()).headers(headers);
         let sent = self.producer.send(record).map_err(|(error, _)| error);
         self.note(slot, letter.payload.len(), sent)
     }

@@ -12,15 +12,18 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use events::{DeadLetter, Refusal, RefusalClass, Timestamp, dead_letter::header};
+use events::{Message, Refusal, RefusalClass, Timestamp, dead_letter::header};
 use runtime::health::Health;
 use sqlx::PgPool;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ApplyError, BatchOutput, Due, Projection, TopicPartition,
-    apply::batch::{BatchRange, Buffer},
+    ApplyError, Due, Projection, TopicPartition,
+    apply::{
+        batch::{BatchRange, Buffer},
+        offsets::Fence,
+    },
 };
 
 /// How often a batch whose assumptions do not hold is applied again at once.
@@ -58,17 +61,28 @@ pub(crate) enum Applied {
         /// When the service has timed work in this partition.
         wake_at: Option<Timestamp>,
     },
-    /// The offset is not where this worker left it: somebody else applies this partition.
-    Fenced,
+    /// Another process applies this partition: the offset is not the one that this worker left.
+    Fenced { expected: i64, found: Option<i64> },
     /// Postgres could not do it now. What was committed of the batch is known there.
     Failed(anyhow::Error),
     /// Asked to stop before it was done.
     Stopped,
 }
 
+/// How a transaction ended.
+enum Committed {
+    /// With all of its range.
+    All {
+        /// When the service has timed work in this partition.
+        wake_at: Option<Timestamp>,
+    },
+    /// At the fence.
+    Nothing { expected: i64, found: Option<i64> },
+}
+
 /// Applies the batches of one partition, one after the other.
 pub(crate) struct Applier<P: Projection> {
-    work: Arc<WorkerContext<P>>,
+    context: Arc<WorkerContext<P>>,
     source: TopicPartition,
     /// What this worker believes is the next offset.
     pub(crate) next_offset: i64,
@@ -91,9 +105,9 @@ struct Attempts {
 }
 
 impl<P: Projection> Applier<P> {
-    pub(crate) fn new(work: Arc<WorkerContext<P>>, source: TopicPartition, next_offset: i64) -> Applier<P> {
-        let limit = work.batch_size;
-        Applier { work, source, next_offset, cache: P::Cache::default(), limit, wake_at: None }
+    pub(crate) fn new(context: Arc<WorkerContext<P>>, source: TopicPartition, next_offset: i64) -> Applier<P> {
+        let limit = context.batch_size;
+        Applier { context, source, next_offset, cache: P::Cache::default(), limit, wake_at: None }
     }
 
     /// Applies a whole buffer: in one transaction, or in several when it is too large for one or a
@@ -117,17 +131,17 @@ impl<P: Projection> Applier<P> {
                 ranges.extend([second, first]);
                 continue;
             }
-            let timeout = self.work.transaction_timeout;
+            let timeout = self.context.transaction_timeout;
             let transaction = self.transaction(buffer, &range, &attempts, caught_up_at);
             let ended = tokio::time::timeout(timeout, transaction).await;
             match ended {
-                Ok(Ok(Some(wake))) => {
-                    self.wake_at = wake;
+                Ok(Ok(Committed::All { wake_at })) => {
+                    self.wake_at = wake_at;
                     attempts = Attempts { due_rows: DUE_ROWS, ..Attempts::default() };
-                    self.limit = (self.limit + self.limit / 8 + 1).min(self.work.batch_size);
+                    self.limit = (self.limit + self.limit / 8 + 1).min(self.context.batch_size);
                     continue;
                 }
-                Ok(Ok(None)) => return Ok(Applied::Fenced),
+                Ok(Ok(Committed::Nothing { expected, found })) => return Ok(Applied::Fenced { expected, found }),
                 _ => self.cache = P::Cache::default(),
             }
             match ended.unwrap_or(Err(ApplyError::TooLarge)) {
@@ -135,7 +149,7 @@ impl<P: Projection> Applier<P> {
                 Err(ApplyError::Fatal(error)) => return Err(error),
                 Err(ApplyError::Transient(error)) => return Ok(Applied::Failed(error)),
                 Err(ApplyError::Blocked(error)) => {
-                    end_abandoned(&self.work.pool, P::SERVICE).await;
+                    end_abandoned(&self.context.pool, P::SERVICE).await;
                     return Ok(Applied::Failed(error));
                 }
                 Err(ApplyError::Stale) if attempts.stale < IMMEDIATE_RETRIES => {
@@ -182,8 +196,8 @@ impl<P: Projection> Applier<P> {
                         ranges.push(range);
                     }
                     None => match self.refuse(buffer, &range, &error).await {
-                        Ok(true) => {}
-                        Ok(false) => return Ok(Applied::Fenced),
+                        Ok(Fence::Passed) => {}
+                        Ok(Fence::Blocked { expected, found }) => return Ok(Applied::Fenced { expected, found }),
                         Err(error) => return Ok(Applied::Failed(error.into())),
                     },
                 },
@@ -192,77 +206,91 @@ impl<P: Projection> Applier<P> {
         Ok(Applied::All { wake_at: self.wake_at })
     }
 
-    /// One transaction: the offset, the service's rows, the outbox. Returns when to wake it; `None`
-    /// when it was fenced.
+    /// One transaction: the offset, the service's rows, the outbox.
     async fn transaction(
         &mut self,
         buffer: &Buffer<P::Event>,
         range: &BatchRange,
         attempts: &Attempts,
         caught_up_at: Option<Timestamp>,
-    ) -> Result<Option<Option<Timestamp>>, ApplyError> {
-        let work = Arc::clone(&self.work);
+    ) -> Result<Committed, ApplyError> {
+        let context = Arc::clone(&self.context);
         let began = Instant::now();
-        let mut tx = work.pool.begin().await?;
-        if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await? {
-            return Ok(None);
+        let mut tx = context.pool.begin().await?;
+        let fence = offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await?;
+        if let Fence::Blocked { expected, found } = fence {
+            return Ok(Committed::Nothing { expected, found });
         }
-        let due = caught_up_at.map(|caught_up_at| Due {
+        let mut batch = buffer.batch(P::SERVICE, &context.errors_topic, &self.source, range);
+        batch.attempt = attempts.stale;
+        batch.due = caught_up_at.map(|caught_up_at| Due {
             caught_up_at,
             limit: attempts.due_rows,
             refuse: attempts.refuse_due.as_deref(),
         });
-        let batch = buffer.batch(P::SERVICE, P::encode, &self.source, range, due);
-        let is_empty = batch.events.is_empty() && due.is_none();
-        let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, range);
-        let undecodable = letters.len() as u64;
-        let output = work.projection.apply(&mut tx, &mut self.cache, batch, now(), attempts.stale).await?;
-        let BatchOutput { dead_letters, summary, wake_at } = output;
-        letters.extend(dead_letters);
-        sort(&mut letters);
-        outbox::put(&mut tx, P::SERVICE, &work.errors_topic, &letters).await?;
+        let is_empty = batch.events.is_empty() && batch.due.is_none();
+        let mut messages = buffer.undecoded(&batch, self.next_offset, range);
+        let undecodable = messages.len() as u64;
+        let output = context.projection.apply(&mut tx, &mut self.cache, batch, now()).await?;
+        messages.extend(output.messages);
+        sort(&mut messages);
+        outbox::put(&mut tx, P::SERVICE, &messages).await?;
         tx.commit().await?;
         self.next_offset = range.end;
-        if !letters.is_empty() {
-            work.outbox.notify_one();
+        if !messages.is_empty() {
+            context.outbox.notify_one();
         }
         if undecodable > 0 {
-            tracing::info!("refused {undecodable} records of {} that are no events", self.source);
+            tracing::info!(
+                service = P::SERVICE,
+                topic = %self.source.topic,
+                partition = self.source.partition,
+                records = undecodable,
+                "refused records that are no events"
+            );
             metrics::counter!("onhand_projection_undecodable_total", "service" => P::SERVICE).increment(undecodable);
         }
         metrics::counter!("onhand_projection_batches_total", "service" => P::SERVICE).increment(1);
         metrics::histogram!("onhand_projection_batch_seconds", "service" => P::SERVICE).record(began.elapsed());
         if !is_empty {
-            work.projection.committed(summary, began.elapsed());
+            context.projection.committed(output.summary, began.elapsed());
         }
-        Ok(Some(wake_at))
+        Ok(Committed::All { wake_at: output.wake_at })
     }
 
-    /// Refuses the one record of a range that cannot be applied, so that it holds up nothing. False: fenced.
+    /// Refuses the one record of a range that cannot be applied, so that it holds up nothing.
     async fn refuse(
         &mut self,
         buffer: &Buffer<P::Event>,
         range: &BatchRange,
         why: &anyhow::Error,
-    ) -> Result<bool, ApplyError> {
-        let mut tx = self.work.pool.begin().await?;
-        if !offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await? {
-            return Ok(false);
+    ) -> Result<Fence, ApplyError> {
+        let mut tx = self.context.pool.begin().await?;
+        let fence = offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await?;
+        if fence != Fence::Passed {
+            return Ok(fence);
         }
-        let refusal =
-            Refusal { error: format!("the record cannot be applied: {why:#}"), class: RefusalClass::NotApplicable };
-        let batch = buffer.batch(P::SERVICE, P::encode, &self.source, range, None);
-        let mut letters = buffer.undecoded(P::SERVICE, &self.source, self.next_offset, range);
-        letters.extend(batch.events.iter().map(|record| batch.refuse(record, &refusal)));
-        sort(&mut letters);
-        outbox::put(&mut tx, P::SERVICE, &self.work.errors_topic, &letters).await?;
+        let error = format!("the record cannot be applied: {why:#}");
+        let refusal = Refusal { error, class: RefusalClass::NotApplicable };
+        let batch = buffer.batch(P::SERVICE, &self.context.errors_topic, &self.source, range);
+        let mut messages = buffer.undecoded(&batch, self.next_offset, range);
+        messages.extend(batch.events.iter().map(|record| batch.refuse(record, &refusal)));
+        sort(&mut messages);
+        outbox::put(&mut tx, P::SERVICE, &messages).await?;
         tx.commit().await?;
         for record in batch.events {
-            tracing::error!("refused record {} of {}: {}", batch.offset(record), self.source, refusal.error);
+            tracing::error!(
+                service = P::SERVICE,
+                topic = %self.source.topic,
+                partition = self.source.partition,
+                offset = batch.offset(record),
+                "refused a record: {}",
+                refusal.error
+            );
         }
         self.next_offset = range.end;
-        self.work.outbox.notify_one();
-        Ok(true)
+        self.context.outbox.notify_one();
+        Ok(Fence::Passed)
     }
 }
 
@@ -278,10 +306,10 @@ async fn end_abandoned(pool: &PgPool, service: &str) {
     }
 }
 
-/// Refusals in the order of their records, whoever refused them; other messages come last.
-fn sort(letters: &mut [DeadLetter]) {
-    letters.sort_by_cached_key(|letter| {
-        let offset = letter.headers.iter().find(|(name, _)| *name == header::OFFSET);
+/// Refusals in the order of their records, whoever refused them; other messages come last, in their order.
+fn sort(messages: &mut [Message]) {
+    messages.sort_by_cached_key(|message| {
+        let offset = message.headers.iter().find(|(name, _)| *name == header::OFFSET);
         offset.and_then(|(_, offset)| offset.parse().ok()).unwrap_or(i64::MAX)
     });
 }

@@ -5,21 +5,26 @@
 
 mod apply;
 mod consume;
+mod record;
 mod run;
 mod topic_partition;
 
 use std::{future::Future, time::Duration};
 
-use events::{DeadLetter, Refusal, Timestamp};
-use sqlx::PgConnection;
+use events::{Message, Refusal, Timestamp};
+use sqlx::{PgConnection, migrate::Migrator};
 
 pub use apply::{
     batch::{Batch, Decoded, Due, Received},
     error::ApplyError,
     offsets::{ConsumerOffset, consumer_offsets, forget},
 };
+pub use record::Record;
 pub use run::{Settings, TRANSACTION_TIMEOUT, run};
 pub use topic_partition::TopicPartition;
+
+/// The tables that every service needs: offsets, outbox, relays.
+pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/projection");
 
 /// Bytes of messages, and of rows that hold whole records, that a batch may make. A service whose
 /// batch would make more returns [`ApplyError::TooLarge`], and is given half of it.
@@ -38,38 +43,41 @@ pub trait Projection: Send + Sync + 'static {
     /// What a batch did, for logs and metrics.
     type Summary: Send;
 
-    /// Bytes to event. An error refuses this record, by itself. Called off the transaction's
-    /// thread, while the batch before is being applied.
-    fn decode(&self, payload: &[u8]) -> Result<Decoded<Self::Event>, Refusal>;
+    /// A record to an event. An error refuses this record only. Called on the thread that reads Kafka,
+    /// while earlier batches are being applied.
+    fn decode(&self, record: &Record<'_>) -> Result<Decoded<Self::Event>, Refusal>;
 
-    /// Event to bytes: the same that a canonical one was decoded from.
-    fn encode(event: &Self::Event) -> Vec<u8>;
-
-    /// Applies events of one partition, in the order of its records, inside the transaction that
-    /// also moves the offset. `attempt` counts from 0 and rises after [`ApplyError::Stale`].
-    /// Without events it does the timed work of the partition, see [`Batch::due`]. Nothing else
-    /// works on this partition meanwhile, in any process.
+    /// Applies one partition's batch in order, inside the transaction that also moves the offset. A
+    /// batch without events does the partition's timed work, see [`Batch::due`]. Nothing else works
+    /// on this partition meanwhile, in any process.
     fn apply(
         &self,
         tx: &mut PgConnection,
-        memory: &mut Self::Cache,
+        cache: &mut Self::Cache,
         batch: Batch<'_, Self::Event>,
         now: Timestamp,
-        attempt: u32,
     ) -> impl Future<Output = Result<BatchOutput<Self::Summary>, ApplyError>> + Send;
 
-    /// What was done is committed, `elapsed` after it was begun: time to log and to count.
+    /// A batch is committed, `elapsed` after it was begun: for logs and metrics.
     fn committed(&self, summary: Self::Summary, elapsed: Duration);
 }
 
 /// What a batch leaves, besides its rows.
 #[derive(Debug)]
-pub struct BatchOutput<O> {
-    /// For the errors topic.
-    pub dead_letters: Vec<DeadLetter>,
+pub struct BatchOutput<S> {
+    /// Messages to publish once the batch is durable, in this order for each topic: dead letters
+    /// ([`Batch::refuse`]), and others for [`Settings::output_topics`].
+    pub messages: Vec<Message>,
     /// For [`Projection::committed`].
-    pub summary: O,
+    pub summary: S,
     /// When this partition has timed work, if any waits. It may be called later, never before. While
     /// some waits, the service is asked again every few seconds by a batch without events.
     pub wake_at: Option<Timestamp>,
+}
+
+impl<S> BatchOutput<S> {
+    /// No messages, no timed work.
+    pub fn new(summary: S) -> BatchOutput<S> {
+        BatchOutput { messages: Vec::new(), summary, wake_at: None }
+    }
 }

@@ -35,6 +35,8 @@ pub struct Settings {
     pub group: String,
     /// The topics it reads.
     pub topics: Vec<String>,
+    /// The topics it publishes to, besides the errors topic.
+    pub output_topics: Vec<String>,
     /// Records a transaction holds at most.
     pub batch_size: usize,
     /// Batches in Postgres at a time. The pool must have two connections more.
@@ -53,12 +55,14 @@ pub async fn run<P: Projection>(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-    kafka::ensure_topics(&settings.kafka, &[&settings.kafka.errors_topic], &health, &shutdown).await?;
+    let outputs: Vec<&str> =
+        settings.output_topics.iter().chain([&settings.kafka.errors_topic]).map(String::as_str).collect();
+    kafka::ensure_topics(&settings.kafka, &outputs, &health, &shutdown).await?;
     let partitions = kafka::ensure_topics(&settings.kafka, &topics, &health, &shutdown).await?;
 
     let shutdown = shutdown.child_token();
     let outbox = Arc::new(Notify::new());
-    let work = Arc::new(WorkerContext {
+    let context = Arc::new(WorkerContext {
         projection,
         pool: pool.clone(),
         health: health.clone(),
@@ -90,7 +94,7 @@ pub async fn run<P: Projection>(
         probe,
         topics[0],
         (sender, events),
-        work,
+        context,
         settings.transactions,
         shutdown.clone(),
     );
@@ -110,6 +114,6 @@ pub async fn run<P: Projection>(
     });
     let producer = kafka::producer(&settings.kafka, P::SERVICE);
     let relay = Relay { service: P::SERVICE, pool, kafka: settings.kafka, producer, health };
-    tasks.spawn("publishing refusals", relay.run(outbox, shutdown));
+    tasks.spawn("publishing messages", relay.run(outbox, shutdown));
     tasks.join().await
 }

@@ -12,9 +12,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{PostgresSettings, health::Health};
 
-/// The one database's migrations, for every service.
-pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations");
-
 /// How a connection is made. Commits do not wait for the disk: an offset vanishes together with
 /// the rows it stands for, and they are read again. A transaction that is left open (by a process
 /// that was frozen) is ended by the server, so that its locks don't hold up whoever has taken over;
@@ -38,13 +35,14 @@ pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptio
         ])
 }
 
-/// A pool of `connections`, once the database answers and is migrated. Waits for a database that
+/// A pool of `connections`, once the database answers and these `migrations` have run. Waits for a database that
 /// is not there yet and says so; stops for one that will never let us in. Returns early, with a pool
 /// that may not be connected, when asked to shut down.
 pub async fn connect(
     settings: &PostgresSettings,
     application: &str,
     connections: u32,
+    migrations: &[&Migrator],
     health: &Health,
     shutdown: &CancellationToken,
 ) -> Result<PgPool> {
@@ -54,11 +52,12 @@ pub async fn connect(
         // a round trip before each transaction; one on a lost connection is tried again anyway
         .test_before_acquire(false)
         .connect_lazy_with(options(settings, application));
+    let migrations = together(migrations);
     let attempt = async {
         loop {
             // asked by a connection of its own first: a pool tells only that it timed out
             let migrated = match options(settings, application).connect().await {
-                Ok(_) => MIGRATIONS.run(&pool).await,
+                Ok(_) => migrations.run(&pool).await,
                 Err(error) => Err(error.into()),
             };
             match migrated {
@@ -76,6 +75,17 @@ pub async fn connect(
     }
     health.well("postgres");
     Ok(pool)
+}
+
+/// Migrations of several folders, in the order of their numbers. Others that have run on the database
+/// are ignored: a service knows its own only, and is not kept from starting by a later one of another.
+/// So a migration must leave the process of the release before it working.
+fn together(migrations: &[&Migrator]) -> Migrator {
+    let mut all: Vec<_> = migrations.iter().flat_map(|migrator| migrator.iter().cloned()).collect();
+    all.sort_by_key(|migration| migration.version);
+    let mut together = Migrator { migrations: all.into(), ..Migrator::DEFAULT };
+    together.set_ignore_missing(true);
+    together
 }
 
 /// Errors that waiting does not cure: wrong password, no such database, a migration that fails.

@@ -1,8 +1,10 @@
 //! The stock service: events in, stock on hand in Postgres, with a journal of every transaction.
 //! `rules` decides, `store` and `copy` are its SQL, `projection` joins them.
 
+mod cache;
 mod copy;
 mod projection;
+mod recent_ids;
 pub mod rules;
 mod store;
 mod summary;
@@ -12,13 +14,18 @@ use std::time::Duration;
 use anyhow::Result;
 use events::stock::EVENT_TYPE;
 use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, postgres};
+use sqlx::migrate::Migrator;
 use tokio_util::sync::CancellationToken;
 
-pub use copy::copy_journal;
-pub use projection::{Cache, StockProjection};
+pub use cache::Cache;
+pub use copy::{JournalRow, Origin, copy_journal};
+pub use projection::StockProjection;
 pub use rules::RetryPolicy;
 pub use store::journal_row;
 pub use summary::Summary;
+
+/// The tables of stock, beside those of [`::projection::MIGRATIONS`].
+pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/stock");
 
 /// How long Postgres may take to let go of the connections.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -63,10 +70,13 @@ impl Settings {
 pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken) -> Result<()> {
     // one for the relay, one for what is asked away from transactions
     let connections = settings.transactions + 2;
-    let pool = postgres::connect(&settings.postgres, "onhand-stock", connections, &health, &shutdown).await?;
+    let migrations = [&::projection::MIGRATIONS, &MIGRATIONS];
+    let pool =
+        postgres::connect(&settings.postgres, "onhand-stock", connections, &migrations, &health, &shutdown).await?;
     let projected = ::projection::Settings {
         group: settings.group,
         topics: vec![settings.kafka.topic_of(&EVENT_TYPE).to_owned()],
+        output_topics: Vec::new(),
         kafka: settings.kafka,
         batch_size: settings.batch_size,
         transactions: settings.transactions as usize,

@@ -12,6 +12,8 @@ use sqlx::{PgConnection, Row, postgres::PgRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::copy::Origin;
+
 /// A row of `items`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Item {
@@ -25,15 +27,13 @@ pub(crate) struct Item {
 pub(crate) struct WaitingRow {
     pub(crate) id: i64,
     pub(crate) sale: StockEvent,
+    pub(crate) origin: Origin,
 }
 
 /// A row of `waiting_sales` whose time has come.
 pub(crate) struct DueRow {
     pub(crate) waiting: WaitingRow,
     pub(crate) tries: u32,
-    pub(crate) topic: String,
-    pub(crate) partition: i32,
-    pub(crate) record_offset: i64,
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) payload: Vec<u8>,
 }
@@ -41,7 +41,7 @@ pub(crate) struct DueRow {
 /// A sale that is to wait, with the record it came in.
 pub(crate) struct NewWaitingSale<'a> {
     pub(crate) sale: StockEvent,
-    pub(crate) record_offset: i64,
+    pub(crate) origin: Origin,
     pub(crate) key: Option<&'a [u8]>,
     pub(crate) payload: Cow<'a, [u8]>,
 }
@@ -72,18 +72,21 @@ pub(crate) async fn items(tx: &mut PgConnection, cards: &[Card], lock: bool) -> 
     Ok(rows.iter().map(item).collect())
 }
 
-/// Waiting sales, oldest first: at least those of the cards and those with the ids of these events.
+/// Waiting sales, oldest first: at least those of cards that stock comes in to, and those with the ids
+/// of these events.
 pub(crate) async fn waiting<'a>(
     tx: &mut PgConnection,
     events: impl Iterator<Item = &'a StockEvent> + Clone,
 ) -> sqlx::Result<Vec<WaitingRow>> {
-    const COLUMNS: &str = "id, transaction_id, timestamp, store_number, item_number, amount";
+    const COLUMNS: &str = "id, transaction_id, timestamp, store_number, item_number, amount,
+                           partition, record_offset, recorded_at";
     let all = format!("SELECT {COLUMNS} FROM waiting_sales ORDER BY id LIMIT $1");
     let rows = sqlx::query(&all).bind(FEW + 1).fetch_all(&mut *tx).await?;
     if rows.len() as i64 <= FEW {
         return rows.iter().map(waiting_row).collect();
     }
-    let (stores, items) = columns(events.clone().map(|event| &event.card));
+    let incoming = events.clone().filter(|event| event.movement == Movement::Incoming);
+    let (stores, items) = columns(incoming.map(|event| &event.card));
     let ids: Vec<_> = events.map(|event| event.transaction_id).collect();
     let some = format!(
         "SELECT {COLUMNS} FROM waiting_sales WHERE id IN (
@@ -181,10 +184,11 @@ pub(crate) async fn add_waiting(
     let (stores, items) = columns(new_waiting.iter().map(|new_waiting| &new_waiting.sale.card));
     sqlx::query(
         "INSERT INTO waiting_sales (transaction_id, timestamp, store_number, item_number, amount, next_try_at,
-                                    topic, partition, record_offset, key, payload)
-         SELECT id, timestamp, store, item, amount, $1, $2, $3, record_offset, key, payload
-         FROM unnest($4::uuid[], $5::timestamptz[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bytea[], $11::bytea[])
-              WITH ORDINALITY AS c (id, timestamp, store, item, amount, record_offset, key, payload, place)
+                                    topic, partition, record_offset, recorded_at, key, payload)
+         SELECT id, timestamp, store, item, amount, $1, $2, $3, record_offset, recorded_at, key, payload
+         FROM unnest($4::uuid[], $5::timestamptz[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[],
+                     $10::timestamptz[], $11::bytea[], $12::bytea[])
+              WITH ORDINALITY AS c (id, timestamp, store, item, amount, record_offset, recorded_at, key, payload, place)
          ORDER BY place",
     )
     .bind(OffsetDateTime::from(next_try_at))
@@ -195,7 +199,8 @@ pub(crate) async fn add_waiting(
     .bind(stores)
     .bind(items)
     .bind(new_waiting.iter().map(|new_waiting| i64::from(new_waiting.sale.value)).collect::<Vec<_>>())
-    .bind(new_waiting.iter().map(|new_waiting| new_waiting.record_offset).collect::<Vec<_>>())
+    .bind(new_waiting.iter().map(|new_waiting| new_waiting.origin.offset).collect::<Vec<_>>())
+    .bind(new_waiting.iter().map(|sale| sale.origin.recorded_at.map(OffsetDateTime::from)).collect::<Vec<_>>())
     .bind(new_waiting.iter().map(|new_waiting| new_waiting.key).collect::<Vec<_>>())
     .bind(new_waiting.iter().map(|new_waiting| new_waiting.payload.as_ref()).collect::<Vec<_>>())
     .execute(tx)
@@ -230,9 +235,6 @@ pub(crate) async fn due(
         Ok(DueRow {
             waiting: waiting_row(row)?,
             tries: row.get::<i32, _>("tries") as u32,
-            topic: row.get("topic"),
-            partition: row.get("partition"),
-            record_offset: row.get("record_offset"),
             key: row.get("key"),
             payload: row.get("payload"),
         })
@@ -277,7 +279,12 @@ pub fn journal_row(row: &PgRow) -> sqlx::Result<StockEvent> {
 }
 
 fn waiting_row(row: &PgRow) -> sqlx::Result<WaitingRow> {
-    Ok(WaitingRow { id: row.get("id"), sale: stock_event(row, Movement::Sale)? })
+    let origin = Origin {
+        partition: row.get("partition"),
+        offset: row.get("record_offset"),
+        recorded_at: row.get::<Option<OffsetDateTime>, _>("recorded_at").map(Timestamp::from),
+    };
+    Ok(WaitingRow { id: row.get("id"), sale: stock_event(row, Movement::Sale)?, origin })
 }
 
 /// An event from the columns that the journal and the waiting sales have in common.

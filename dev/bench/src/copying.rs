@@ -4,9 +4,9 @@
 use std::{sync::Arc, time::Instant};
 
 use anyhow::Result;
-use events::stock::StockEvent;
 use runtime::PostgresSettings;
 use sqlx::postgres::PgPoolOptions;
+use stock::JournalRow;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::measured::Measured;
@@ -14,7 +14,7 @@ use crate::measured::Measured;
 /// Copies each partition's events in order. The processor time is the client's, and not measured.
 pub(crate) async fn copy(
     settings: &PostgresSettings,
-    partitions: Vec<Vec<StockEvent>>,
+    partitions: Vec<Vec<JournalRow>>,
     batch_size: usize,
     transactions: u32,
 ) -> Result<Measured> {

@@ -6,13 +6,14 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use events::{generate::Shape, stock::StockEvent};
+use events::{Timestamp, generate::Shape, stock::StockEvent};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
 };
 use runtime::{Environment, health::Health, kafka, lifecycle, logs};
 use sqlx::{Connection, PgConnection};
+use stock::{JournalRow, Origin};
 use tokio::runtime::Runtime;
 
 use crate::{
@@ -119,7 +120,7 @@ fn one_copy(world: &World, tokio: &Runtime, round: &Round) -> Result<Measured> {
 }
 
 /// The distinct events of each partition.
-fn read(round: &Round) -> Result<Vec<Vec<StockEvent>>> {
+fn read(round: &Round) -> Result<Vec<Vec<JournalRow>>> {
     let consumer: BaseConsumer = kafka::consumer(&round.kafka, "bench", "bench").create()?;
     let topic = round.kafka.topic_of(&events::stock::EVENT_TYPE);
     let mut partitions = Vec::new();
@@ -139,7 +140,8 @@ fn read(round: &Round) -> Result<Vec<Vec<StockEvent>>> {
             if let Ok(event) = StockEvent::decode(message.payload().unwrap_or_default())
                 && seen.insert(event.transaction_id)
             {
-                events.push(event);
+                let recorded_at = message.timestamp().to_millis().map(Timestamp::from_millis);
+                events.push(JournalRow { event, origin: Origin { partition, offset: next - 1, recorded_at } });
             }
         }
         partitions.push(events);

@@ -83,7 +83,17 @@ impl World {
         let (health, shutdown) = (Health::default(), CancellationToken::new());
         tokio.block_on(async {
             kafka::ensure_topics(&kafka, &kafka.all_topics(), &health, &shutdown).await?;
-            runtime::postgres::connect(&postgres, "bench", 1, &health, &shutdown).await?.close().await;
+            runtime::postgres::connect(
+                &postgres,
+                "bench",
+                1,
+                &[&projection::MIGRATIONS, &stock::MIGRATIONS],
+                &health,
+                &shutdown,
+            )
+            .await?
+            .close()
+            .await;
             anyhow::Ok(())
         })?;
         Ok(Round { variables, kafka, postgres, directory, partitions })

@@ -3,7 +3,11 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
-use events::{DeadLetter, Row, RowError, RowReader, csv::row::is_blank, dead_letter::RowLocation};
+use events::{
+    Row, RowError, RowReader,
+    csv::row::is_blank,
+    dead_letter::{self, RowLocation},
+};
 
 use super::{Reading, Step};
 use crate::{
@@ -79,7 +83,7 @@ impl Reading {
                 refused.clear();
             }
             let place = RowLocation { file: &self.name, line: mark.line + 1, byte, column: error.column };
-            let letter = DeadLetter::of_row(place, &self.topic, line, &error);
+            let letter = dead_letter::of_row(sender.errors_topic(), place, &self.topic, line, &error);
             let gone = known.is_some_and(|times| *times > 1) || !sender.fits_letter(&letter);
             if gone {
                 tracing::error!(

@@ -58,7 +58,7 @@ impl Errors {
         seen: &mut hashbrown::HashSet<String>,
         differences: &mut Differences,
     ) {
-        let Some(id) = get(header::ID) else { return };
+        let Some(id) = get(events::Message::ID_HEADER) else { return };
         if !seen.insert(id.clone()) {
             return;
         }

@@ -2,9 +2,12 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use events::{DeadLetter, Refusal, Timestamp, dead_letter::RecordLocation};
+use events::{
+    Message, Refusal, Timestamp,
+    dead_letter::{self, RecordLocation},
+};
 
-use crate::TopicPartition;
+use crate::{Record, TopicPartition};
 
 /// What a refusal takes beside its payload while it is written: a reason, headers, and their copy in
 /// a statement. Bytes.
@@ -18,13 +21,24 @@ const KEPT_ROOM: usize = 1 << 20;
 /// Of a longer payload a refusal holds only the beginning (`events::dead_letter`).
 const REFUSED_PART: usize = 64 << 10;
 
-/// What a decoder makes of a record's payload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a service decodes from a record.
+#[derive(Debug, Clone, Copy)]
 pub struct Decoded<E> {
-    /// What it says.
-    pub event: E,
-    /// Whether `encode` makes the same bytes of it again, so that they need not be kept.
-    pub canonical: bool,
+    event: E,
+    encode: Option<fn(&E) -> Vec<u8>>,
+}
+
+impl<E> Decoded<E> {
+    /// An event; the batch keeps the record's payload beside it.
+    pub fn new(event: E) -> Decoded<E> {
+        Decoded { event, encode: None }
+    }
+
+    /// An event from which `encode` makes the record's payload again, byte for byte, so that the batch
+    /// need not keep it.
+    pub fn encodable(event: E, encode: fn(&E) -> Vec<u8>) -> Decoded<E> {
+        Decoded { event, encode: Some(encode) }
+    }
 }
 
 /// A record that was decoded.
@@ -33,10 +47,12 @@ pub struct Received<E> {
     /// What it says.
     pub event: E,
     span: Span,
+    encode: Option<fn(&E) -> Vec<u8>>,
 }
 
-/// A range of records as a service sees it. It has no events when only time has passed: then `due`
-/// says what timed work may be done, and without `due` the service is only asked when to wake it.
+/// Records of one partition as a service applies them. There are no events when only time has passed:
+/// then `due` says what timed work may be done, and without `due` the service is only asked when to
+/// wake it.
 #[derive(Debug)]
 pub struct Batch<'a, E> {
     /// The topic they are from.
@@ -47,8 +63,10 @@ pub struct Batch<'a, E> {
     pub events: &'a [Received<E>],
     /// Timed work that may be done now.
     pub due: Option<Due<'a>>,
-    service: &'a str,
-    encode: fn(&E) -> Vec<u8>,
+    /// Counts from 0; rises after [`crate::ApplyError::Stale`].
+    pub attempt: u32,
+    pub(crate) service: &'a str,
+    pub(crate) errors_topic: &'a str,
     bytes: &'a [u8],
 }
 
@@ -65,20 +83,26 @@ pub struct Due<'a> {
     pub refuse: Option<&'a str>,
 }
 
-/// Where a record stands in its partition, and its bytes in the batch: key, then payload unless it
-/// can be made again.
+/// Where a record is in its partition, when it was written, and where its bytes are in the batch: key,
+/// then payload (of length 0 where the event makes it again).
 #[derive(Debug, Clone, Copy)]
 struct Span {
     offset: i64,
+    timestamp: Option<Timestamp>,
     start: u32,
     key_length: u32,
-    payload_length: Option<u32>,
+    payload_length: u32,
 }
 
 impl<E> Batch<'_, E> {
     /// The offset of a record.
     pub fn offset(&self, record: &Received<E>) -> i64 {
         record.span.offset
+    }
+
+    /// The timestamp of a record, see [`Record::timestamp`].
+    pub fn timestamp(&self, record: &Received<E>) -> Option<Timestamp> {
+        record.span.timestamp
     }
 
     /// A record's key; none when it has none, or an empty one.
@@ -88,25 +112,31 @@ impl<E> Batch<'_, E> {
 
     /// A record's payload as it came.
     pub fn payload(&self, record: &Received<E>) -> Cow<'_, [u8]> {
-        match record.span.payload_length {
-            Some(length) => Cow::Borrowed(payload_of(record.span, length, self.bytes)),
-            None => Cow::Owned((self.encode)(&record.event)),
+        match record.encode {
+            None => Cow::Borrowed(payload_of(record.span, self.bytes)),
+            Some(encode) => Cow::Owned(encode(&record.event)),
         }
     }
 
     /// The dead letter that refuses a record.
-    pub fn refuse(&self, record: &Received<E>, refusal: &Refusal) -> DeadLetter {
-        let span = RecordLocation {
-            service: self.service,
-            topic: self.topic,
-            partition: self.partition,
-            offset: record.span.offset,
-        };
-        DeadLetter::of_record(span, self.key(record), &self.payload(record), refusal)
+    pub fn refuse(&self, record: &Received<E>, refusal: &Refusal) -> Message {
+        self.refuse_earlier(record.span.offset, self.key(record), &self.payload(record), refusal)
+    }
+
+    /// The dead letter that refuses a record of this partition which came earlier and was kept.
+    pub fn refuse_earlier(&self, offset: i64, key: Option<&[u8]>, payload: &[u8], refusal: &Refusal) -> Message {
+        let Batch { service, topic, partition, .. } = *self;
+        dead_letter::of_record(
+            self.errors_topic,
+            RecordLocation { service, topic, partition, offset },
+            key,
+            payload,
+            refusal,
+        )
     }
 }
 
-/// A batch as it is filled; its memory is used again and again.
+/// A batch that is being filled; its memory is reused.
 #[derive(Debug)]
 pub(crate) struct Buffer<E> {
     events: Vec<Received<E>>,
@@ -138,27 +168,27 @@ impl<E> Buffer<E> {
         self.cost = 0;
     }
 
-    pub(crate) fn push(&mut self, offset: i64, key: &[u8], payload: &[u8], decoded: Result<Decoded<E>, Refusal>) {
-        let keep = !matches!(decoded, Ok(Decoded { canonical: true, .. }));
+    pub(crate) fn push(&mut self, record: &Record<'_>, decoded: Result<Decoded<E>, Refusal>) {
+        let is_kept = !matches!(decoded, Ok(Decoded { encode: Some(_), .. }));
+        let key = record.key.unwrap_or_default();
+        let payload = if is_kept { record.payload } else { &[] };
         let span = Span {
-            offset,
+            offset: record.offset,
+            timestamp: record.timestamp,
             start: self.bytes.len() as u32,
             key_length: key.len() as u32,
-            payload_length: keep.then_some(payload.len() as u32),
+            payload_length: payload.len() as u32,
         };
         self.bytes.extend_from_slice(key);
-        if keep {
-            self.bytes.extend_from_slice(payload);
-        }
-        self.end = offset + 1;
-        let kept = if keep { payload.len() } else { 0 };
+        self.bytes.extend_from_slice(payload);
+        self.end = record.offset + 1;
         let factor = if decoded.is_err() { REFUSAL_FACTOR } else { KEPT_FACTOR };
-        self.cost += size_of::<Received<E>>() + key.len() + kept + factor * kept.min(REFUSED_PART);
+        self.cost += size_of::<Received<E>>() + key.len() + payload.len() + factor * payload.len().min(REFUSED_PART);
         if decoded.is_err() {
             self.cost += REFUSAL_COST;
         }
         match decoded {
-            Ok(Decoded { event, .. }) => self.events.push(Received { event, span }),
+            Ok(Decoded { event, encode }) => self.events.push(Received { event, span, encode }),
             Err(refusal) => self.refused.push((span, refusal)),
         }
     }
@@ -194,42 +224,39 @@ impl<E> Buffer<E> {
         })
     }
 
+    /// The events of a range, for a service whose refusals go to `errors_topic`.
     pub(crate) fn batch<'a>(
         &'a self,
         service: &'a str,
-        encode: fn(&E) -> Vec<u8>,
+        errors_topic: &'a str,
         source: &'a TopicPartition,
         range: &BatchRange,
-        due: Option<Due<'a>>,
     ) -> Batch<'a, E> {
-        let (topic, partition) = (source.topic.as_ref(), source.partition);
-        let events = &self.events[range.events.clone()];
-        Batch { topic, partition, events, due, service, encode, bytes: &self.bytes }
+        Batch {
+            topic: &source.topic,
+            partition: source.partition,
+            events: &self.events[range.events.clone()],
+            due: None,
+            attempt: 0,
+            service,
+            errors_topic,
+            bytes: &self.bytes,
+        }
     }
 
-    /// Dead letters of the records from `start` to the range's end that could not be decoded.
-    pub(crate) fn undecoded(
-        &self,
-        service: &str,
-        source: &TopicPartition,
-        start: i64,
-        range: &BatchRange,
-    ) -> Vec<DeadLetter> {
-        let inside = |span: &Span| (start..range.end).contains(&span.offset);
-        self.refused
-            .iter()
-            .filter(|(span, _)| inside(span))
+    /// Dead letters of the records from the offset `start` to the range's end that could not be decoded.
+    pub(crate) fn undecoded(&self, batch: &Batch<'_, E>, start: i64, range: &BatchRange) -> Vec<Message> {
+        let refused = self.refused.iter().filter(|(span, _)| (start..range.end).contains(&span.offset));
+        refused
             .map(|(span, refusal)| {
-                let record =
-                    RecordLocation { service, topic: &source.topic, partition: source.partition, offset: span.offset };
-                let payload = payload_of(*span, span.payload_length.unwrap_or(0), &self.bytes);
-                DeadLetter::of_record(record, key_of(*span, &self.bytes), payload, refusal)
+                let (key, payload) = (key_of(*span, &self.bytes), payload_of(*span, &self.bytes));
+                batch.refuse_earlier(span.offset, key, payload, refusal)
             })
             .collect()
     }
 }
 
-/// A part of a buffer that is applied in one transaction: its events, and the offset behind it.
+/// A part of a buffer that is applied in one transaction: its events, and the offset after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BatchRange {
     pub(crate) events: Range<usize>,
@@ -241,7 +268,7 @@ fn key_of(span: Span, bytes: &[u8]) -> Option<&[u8]> {
     Some(&bytes[start..start + span.key_length as usize]).filter(|key| !key.is_empty())
 }
 
-fn payload_of(span: Span, length: u32, bytes: &[u8]) -> &[u8] {
+fn payload_of(span: Span, bytes: &[u8]) -> &[u8] {
     let start = (span.start + span.key_length) as usize;
-    &bytes[start..start + length as usize]
+    &bytes[start..start + span.payload_length as usize]
 }

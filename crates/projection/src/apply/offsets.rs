@@ -1,12 +1,12 @@
-//! Offsets in Postgres, beside the rows they stand for: the fence that makes applying exact.
+//! Offsets in Postgres, beside the rows of the records before them: the fence that makes applying exact.
 
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row};
 
 use crate::TopicPartition;
 
-/// Where a service stands in a partition.
+/// How far a service has read a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerOffset {
     /// The service.
@@ -23,19 +23,19 @@ pub struct ConsumerOffset {
 
 const COLUMNS: &str = "service, topic, partition, next_offset, topic_identity";
 
-/// The position in a partition, if there is one yet. Waits for no lock, so that a process that was
+/// The offset of a partition, if there is one yet. Waits for no lock, so that a process that was
 /// frozen in the middle of a transaction does not hold up its successor here.
 pub(crate) async fn of_partition(
-    pool: &PgPool,
+    executor: impl PgExecutor<'_>,
     service: &str,
     source: &TopicPartition,
 ) -> sqlx::Result<Option<ConsumerOffset>> {
     let sql = format!("SELECT {COLUMNS} FROM consumer_offsets WHERE service = $1 AND topic = $2 AND partition = $3");
     let query = sqlx::query(&sql).bind(service).bind(source.topic.as_ref()).bind(source.partition);
-    Ok(query.fetch_optional(pool).await?.as_ref().map(from_row))
+    Ok(query.fetch_optional(executor).await?.as_ref().map(from_row))
 }
 
-/// The first position in a partition: `first`, unless another process has just written one.
+/// The first offset of a partition: `first`, unless another process has just written one.
 pub(crate) async fn begin(
     pool: &PgPool,
     service: &str,
@@ -49,15 +49,27 @@ pub(crate) async fn begin(
     Ok(())
 }
 
-/// Moves the position from `from` to `to`, in the transaction that writes what lies between. False:
-/// it is not at `from` (any more), so somebody else applies this partition.
+/// What the fence has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fence {
+    /// The offset was moved.
+    Passed,
+    /// The offset is not the expected one, so another process applies this partition.
+    Blocked {
+        expected: i64,
+        /// None: it was forgotten.
+        found: Option<i64>,
+    },
+}
+
+/// Moves the offset from `expected` to `to`, in the transaction that writes what is between them.
 pub(crate) async fn advance(
     tx: &mut PgConnection,
     service: &str,
     source: &TopicPartition,
-    from: i64,
+    expected: i64,
     to: i64,
-) -> sqlx::Result<bool> {
+) -> sqlx::Result<Fence> {
     let moved = sqlx::query(
         "UPDATE consumer_offsets SET next_offset = $5
          WHERE service = $1 AND topic = $2 AND partition = $3 AND next_offset = $4",
@@ -65,11 +77,15 @@ pub(crate) async fn advance(
     .bind(service)
     .bind(source.topic.as_ref())
     .bind(source.partition)
-    .bind(from)
+    .bind(expected)
     .bind(to)
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
-    Ok(moved.rows_affected() == 1)
+    if moved.rows_affected() == 1 {
+        return Ok(Fence::Passed);
+    }
+    let found = of_partition(tx, service, source).await?.map(|offset| offset.next_offset);
+    Ok(Fence::Blocked { expected, found })
 }
 
 /// Ends transactions of this service that have waited for their process for as long as
@@ -89,7 +105,7 @@ pub(crate) async fn end_abandoned(pool: &PgPool) -> sqlx::Result<u64> {
     Ok(ended.len() as u64)
 }
 
-/// Positions of a service in these topics, by partition.
+/// The offsets of a service, by partition.
 pub(crate) async fn of_service(pool: &PgPool, service: &str) -> sqlx::Result<HashMap<TopicPartition, ConsumerOffset>> {
     let sql = format!("SELECT {COLUMNS} FROM consumer_offsets WHERE service = $1");
     let rows = sqlx::query(&sql).bind(service).fetch_all(pool).await?;
@@ -97,7 +113,7 @@ pub(crate) async fn of_service(pool: &PgPool, service: &str) -> sqlx::Result<Has
     Ok(offsets.map(|position| (TopicPartition::new(&position.topic, position.partition), position)).collect())
 }
 
-/// Every position, by service, topic and partition.
+/// Every offset, by service, topic and partition.
 pub async fn consumer_offsets(connection: &mut PgConnection) -> sqlx::Result<Vec<ConsumerOffset>> {
     let sql = format!("SELECT {COLUMNS} FROM consumer_offsets ORDER BY 1, 2, 3");
     let rows = sqlx::query(&sql).fetch_all(connection).await?;

@@ -1,10 +1,10 @@
-//! The outbox: what services say to Kafka is a row beside the rows it is about, and a relay
-//! publishes it once it is durable.
+//! The outbox: each outgoing message is a row, written in the same transaction as the rows it
+//! describes, and a relay publishes it once it is durable.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use events::DeadLetter;
+use events::Message;
 use rdkafka::{
     ClientConfig,
     error::KafkaError,
@@ -28,38 +28,40 @@ const BYTES_A_STATEMENT: usize = 1 << 20;
 /// repeated by another relay, with the same `ce_id`.
 const LEASE: &str = "30 seconds";
 /// How often an idle relay looks for what other processes have left.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Writes messages to the outbox, in the transaction of what they are about.
-pub(crate) async fn put(tx: &mut PgConnection, service: &str, topic: &str, letters: &[DeadLetter]) -> sqlx::Result<()> {
+/// Writes messages to the outbox, in the transaction of the rows that they describe.
+pub(crate) async fn put(tx: &mut PgConnection, service: &str, messages: &[Message]) -> sqlx::Result<()> {
     // a statement holds a copy of all it writes
-    let mut rest = letters;
+    let mut rest = messages;
     while !rest.is_empty() {
         let mut bytes = 0;
-        let fits = |letter: &&DeadLetter| {
+        let fits = |message: &&Message| {
             let is_first = bytes == 0;
-            bytes += letter.payload.len() + letter.key.as_ref().map_or(0, Vec::len);
+            bytes += message.size();
             is_first || bytes <= BYTES_A_STATEMENT
         };
         let (now, later) = rest.split_at(rest.iter().take_while(fits).count());
-        put_some(tx, service, topic, now).await?;
+        put_some(tx, service, now).await?;
         rest = later;
     }
     Ok(())
 }
 
-async fn put_some(tx: &mut PgConnection, service: &str, topic: &str, letters: &[DeadLetter]) -> sqlx::Result<()> {
-    let keys: Vec<_> = letters.iter().map(|letter| letter.key.as_deref()).collect();
-    let payloads: Vec<_> = letters.iter().map(|letter| letter.payload.as_slice()).collect();
-    let headers: Vec<_> = letters.iter().map(headers_of).collect();
+async fn put_some(tx: &mut PgConnection, service: &str, messages: &[Message]) -> sqlx::Result<()> {
+    let topics: Vec<_> = messages.iter().map(|message| message.topic.as_str()).collect();
+    let keys: Vec<_> = messages.iter().map(|message| message.key.as_deref()).collect();
+    let payloads: Vec<_> = messages.iter().map(|message| message.payload.as_slice()).collect();
+    let headers: Vec<_> = messages.iter().map(headers_of).collect();
     sqlx::query(
         "INSERT INTO outbox (service, topic, key, payload, headers)
-         SELECT $1, $2, key, payload, headers
-         FROM unnest($3::bytea[], $4::bytea[], $5::jsonb[]) WITH ORDINALITY AS said (key, payload, headers, place)
+         SELECT $1, topic, key, payload, headers
+         FROM unnest($2::text[], $3::bytea[], $4::bytea[], $5::jsonb[])
+              WITH ORDINALITY AS message (topic, key, payload, headers, place)
          ORDER BY place",
     )
     .bind(service)
-    .bind(topic)
+    .bind(topics)
     .bind(keys)
     .bind(payloads)
     .bind(headers)
@@ -69,12 +71,13 @@ async fn put_some(tx: &mut PgConnection, service: &str, topic: &str, letters: &[
 }
 
 /// Headers as the column takes them: jsonb has no NUL characters.
-fn headers_of(letter: &DeadLetter) -> serde_json::Value {
-    let headers = letter.headers.iter().map(|(name, value)| (name, value.replace('\0', "\u{fffd}")));
+fn headers_of(message: &Message) -> serde_json::Value {
+    let headers = message.all_headers().map(|(name, value)| (name, value.replace('\0', "\u{fffd}")));
     serde_json::json!(headers.collect::<Vec<_>>())
 }
 
-struct Message {
+/// A row of the outbox.
+struct Outgoing {
     id: i64,
     topic: String,
     key: Option<Vec<u8>>,
@@ -119,14 +122,14 @@ impl Relay {
             }
             tokio::select! {
                 () = wake.notified() => {}
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
                 () = shutdown.cancelled() => break,
             }
         }
         // another process need not wait for the lease to run out
         let release = sqlx::query("DELETE FROM relays WHERE service = $1 AND holder = $2");
         let released = release.bind(self.service).bind(holder).execute(&self.pool);
-        if tokio::time::timeout(LOOK, released).await.is_err() {
+        if tokio::time::timeout(POLL_INTERVAL, released).await.is_err() {
             tracing::debug!("the relay's lease is left to run out");
         }
         Ok(())
@@ -164,7 +167,7 @@ impl Relay {
     /// The next messages, if this process is (or now becomes) the one that publishes. Commits of
     /// batches are asynchronous: this one is not, and its flush covers all that it has seen, so
     /// nothing is said that a crash of Postgres could take back.
-    async fn claim(&self, holder: Uuid) -> sqlx::Result<Vec<Message>> {
+    async fn claim(&self, holder: Uuid) -> sqlx::Result<Vec<Outgoing>> {
         let waiting = sqlx::query("SELECT 1 FROM outbox WHERE service = $1 LIMIT 1").bind(self.service);
         if waiting.fetch_optional(&self.pool).await?.is_none() {
             return Ok(Vec::new());
@@ -198,7 +201,7 @@ impl Relay {
             .map(|row| {
                 let headers =
                     serde_json::from_value(row.get("headers")).map_err(|error| sqlx::Error::Decode(error.into()))?;
-                Ok(Message {
+                Ok(Outgoing {
                     id: row.get("id"),
                     topic: row.get("topic"),
                     key: row.get("key"),
@@ -210,7 +213,7 @@ impl Relay {
     }
 }
 
-async fn send(producer: &FutureProducer, message: &Message) -> Result<rdkafka::producer::DeliveryFuture> {
+async fn send(producer: &FutureProducer, message: &Outgoing) -> Result<rdkafka::producer::DeliveryFuture> {
     let headers = message
         .headers
         .iter()

@@ -75,7 +75,7 @@ pub(crate) struct Answer {
 
 pub(crate) struct Assignment<P: Projection> {
     consumer: Arc<BaseConsumer<RebalanceListener>>,
-    work: Arc<WorkerContext<P>>,
+    context: Arc<WorkerContext<P>>,
     probe: Arc<Probe>,
     events: Receiver<Event<P>>,
     sender: Sender<Event<P>>,
@@ -108,7 +108,7 @@ impl<P: Projection> Assignment<P> {
         probe: Probe,
         topic: &str,
         (sender, events): (Sender<Event<P>>, Receiver<Event<P>>),
-        work: Arc<WorkerContext<P>>,
+        context: Arc<WorkerContext<P>>,
         transactions: usize,
         shutdown: CancellationToken,
     ) -> Assignment<P> {
@@ -122,8 +122,8 @@ impl<P: Projection> Assignment<P> {
             tokio: Handle::current(),
             partitions: HashMap::new(),
             next_generation: 0,
-            buffers: Buffers::new(transactions, work.batch_size),
-            work,
+            buffers: Buffers::new(transactions, context.batch_size),
+            context,
             under_way: 0,
             transactions,
             filling: VecDeque::new(),
@@ -202,7 +202,7 @@ impl<P: Projection> Assignment<P> {
             Event::Checked { kafka_answers } => {
                 self.postgres_answers();
                 if kafka_answers && self.probe.kafka_answers() {
-                    self.work.health.well("kafka");
+                    self.context.health.well("kafka");
                 }
                 Ok(())
             }
@@ -278,7 +278,7 @@ impl<P: Projection> Assignment<P> {
                 | Code::ClusterAuthorizationFailed
                 | Code::Fatal,
             ) => bail!("Kafka refuses {}: {error}", P::SERVICE),
-            _ => self.work.health.ill("kafka", error.to_string()),
+            _ => self.context.health.ill("kafka", error.to_string()),
         }
         Ok(())
     }

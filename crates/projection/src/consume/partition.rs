@@ -7,12 +7,13 @@ use rdkafka::{
     Message,
     consumer::base_consumer::PartitionQueue,
     error::{KafkaError, KafkaResult},
+    message::Headers,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Projection,
+    Projection, Record,
     apply::{Applier, batch::Buffer},
     consume::rebalance::RebalanceListener,
 };
@@ -175,9 +176,22 @@ impl<P: Projection> Reading<P> {
                     }
                     self.at_end = false;
                     self.rereading = None;
-                    let payload = message.payload().unwrap_or_default();
-                    let decoded = projection.decode(payload);
-                    buffer.push(message.offset(), message.key().unwrap_or_default(), payload, decoded);
+                    let headers: Vec<_> = message
+                        .headers()
+                        .into_iter()
+                        .flat_map(Headers::iter)
+                        .map(|header| (header.key, header.value.unwrap_or_default()))
+                        .collect();
+                    let record = Record {
+                        topic: message.topic(),
+                        partition: message.partition(),
+                        offset: message.offset(),
+                        key: message.key().filter(|key| !key.is_empty()),
+                        payload: message.payload().unwrap_or_default(),
+                        timestamp: message.timestamp().to_millis().map(Timestamp::from_millis),
+                        headers: &headers,
+                    };
+                    buffer.push(&record, projection.decode(&record));
                     self.next_read = message.offset() + 1;
                     if is_full(buffer) {
                         break;

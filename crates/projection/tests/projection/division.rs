@@ -12,8 +12,8 @@ use std::{
 };
 
 use anyhow::anyhow;
-use events::{DeadLetter, Refusal, RefusalClass, Timestamp};
-use projection::{ApplyError, Batch, BatchOutput, Decoded, Due, Projection};
+use events::{Message, Refusal, RefusalClass, Timestamp};
+use projection::{ApplyError, Batch, BatchOutput, Decoded, Due, Projection, Record};
 use sqlx::PgConnection;
 
 pub const TABLES: &str = "
@@ -28,6 +28,8 @@ pub const TABLES: &str = "
 /// What the test has told the projection, and what it was called with.
 #[derive(Default)]
 pub struct Controls {
+    /// Where alarms are published.
+    errors_topic: String,
     /// While set, [`Word::Held`] cannot be applied for the time being.
     pub hold: AtomicBool,
     /// Every call of `apply`: the attempt, and the offsets of the records.
@@ -39,6 +41,11 @@ pub struct Controls {
 }
 
 impl Controls {
+    /// Alarms are published on `errors_topic`.
+    pub fn new(errors_topic: &str) -> Controls {
+        Controls { errors_topic: errors_topic.to_owned(), ..Controls::default() }
+    }
+
     fn fails_again(&self, place: (i32, i64), times: u32) -> bool {
         let mut failures = self.failures.lock().expect("no panic");
         let failed = failures.entry(place).or_default();
@@ -86,8 +93,8 @@ impl Projection for Division {
     type Cache = ();
     type Summary = usize;
 
-    fn decode(&self, payload: &[u8]) -> Result<Decoded<Word>, Refusal> {
-        let text = std::str::from_utf8(payload).expect("text");
+    fn decode(&self, record: &Record<'_>) -> Result<Decoded<Word>, Refusal> {
+        let text = std::str::from_utf8(record.payload).expect("text");
         let words: Vec<_> = text.split(' ').collect();
         let times = || words[1].parse().expect("a number");
         let event = match words[0] {
@@ -107,11 +114,7 @@ impl Projection for Division {
                 Word::Number(number.parse().map_err(no_number)?)
             }
         };
-        Ok(Decoded { event, canonical: false })
-    }
-
-    fn encode(_: &Word) -> Vec<u8> {
-        unreachable!("nothing is canonical")
+        Ok(Decoded::new(event))
     }
 
     async fn apply(
@@ -120,18 +123,17 @@ impl Projection for Division {
         (): &mut (),
         batch: Batch<'_, Word>,
         now: Timestamp,
-        attempt: u32,
     ) -> Result<BatchOutput<usize>, ApplyError> {
-        let (dead_letters, summary) = match batch.due {
+        let (messages, summary) = match batch.due {
             Some(due) => self.ring(tx, &batch, due, now).await?,
             None if batch.events.is_empty() => (Vec::new(), 0),
-            None => self.divide(tx, &batch, now, attempt).await?,
+            None => self.divide(tx, &batch, now).await?,
         };
         let wake_at: Option<i64> = sqlx::query_scalar("SELECT min(at) FROM alarms WHERE partition = $1")
             .bind(batch.partition)
             .fetch_one(tx)
             .await?;
-        Ok(BatchOutput { dead_letters, summary, wake_at: wake_at.map(Timestamp) })
+        Ok(BatchOutput { messages, summary, wake_at: wake_at.map(Timestamp) })
     }
 
     fn committed(&self, summary: usize, _: Duration) {
@@ -147,7 +149,7 @@ impl Division {
         batch: &Batch<'_, Word>,
         due: Due<'_>,
         now: Timestamp,
-    ) -> Result<(Vec<DeadLetter>, usize), ApplyError> {
+    ) -> Result<(Vec<Message>, usize), ApplyError> {
         let ring = if due.refuse.is_some() { "false" } else { "true" };
         let sql = format!(
             "WITH due AS (DELETE FROM alarms WHERE ctid IN (
@@ -160,8 +162,14 @@ impl Division {
             Some(why) => serde_json::json!({ "error": why }),
             None => serde_json::json!({ "rung": rung }),
         };
-        let letter = DeadLetter { key: None, payload: payload.to_string().into_bytes(), headers: Vec::new() };
-        Ok((vec![letter], rung))
+        let message = Message {
+            topic: self.0.errors_topic.clone(),
+            key: None,
+            payload: payload.to_string().into_bytes(),
+            ce_id: format!("{}-{}", batch.partition, due.caught_up_at.0),
+            headers: Vec::new(),
+        };
+        Ok((vec![message], rung))
     }
 
     async fn divide(
@@ -169,11 +177,10 @@ impl Division {
         tx: &mut PgConnection,
         batch: &Batch<'_, Word>,
         now: Timestamp,
-        attempt: u32,
-    ) -> Result<(Vec<DeadLetter>, usize), ApplyError> {
+    ) -> Result<(Vec<Message>, usize), ApplyError> {
         let all = batch.events.iter().map(|record| batch.offset(record)).collect();
-        self.0.calls.lock().expect("no panic").push((attempt, all));
-        let (mut offsets, mut numbers, mut long, mut letters) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        self.0.calls.lock().expect("no panic").push((batch.attempt, all));
+        let (mut offsets, mut numbers, mut long, mut messages) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for record in batch.events {
             let offset = batch.offset(record);
             let fails_again = |times| self.0.fails_again((batch.partition, offset), times);
@@ -191,7 +198,7 @@ impl Division {
                 Word::Refused => {
                     let refusal =
                         Refusal { error: "the rules forbid it".into(), class: RefusalClass::InsufficientStock };
-                    letters.push(batch.refuse(record, &refusal));
+                    messages.push(batch.refuse(record, &refusal));
                     continue;
                 }
                 Word::Alarm(millis) => {
@@ -219,6 +226,6 @@ impl Division {
         .bind(long)
         .execute(tx)
         .await?;
-        Ok((letters, batch.events.len()))
+        Ok((messages, batch.events.len()))
     }
 }

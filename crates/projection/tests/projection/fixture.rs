@@ -3,7 +3,7 @@
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use anyhow::Result;
-use projection::{Settings, TRANSACTION_TIMEOUT};
+use projection::{MIGRATIONS, Settings, TRANSACTION_TIMEOUT};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -80,18 +80,22 @@ impl Fixture {
         kafka::ensure_topics(&kafka, &[&kafka.errors_topic], &health, &shutdown).await.expect("topics");
         kafka.partitions = partitions;
         kafka::ensure_topics(&kafka, &[&topic], &health, &shutdown).await.expect("topics");
-        let pool = runtime::postgres::connect(&postgres, "test", 3, &health, &shutdown).await.expect("a database");
+        let pool = runtime::postgres::connect(&postgres, "test", 3, &[&MIGRATIONS], &health, &shutdown)
+            .await
+            .expect("a database");
         sqlx::raw_sql(TABLES).execute(&pool).await.expect("tables");
         let group = shared().fresh_name("division");
         let settings = Settings {
             kafka,
             group,
             topics: vec![topic],
+            output_topics: Vec::new(),
             batch_size: 1_000,
             transactions: 4,
             transaction_timeout: TRANSACTION_TIMEOUT,
         };
-        Fixture { settings, health, controls: Arc::default(), pool, postgres, partitions }
+        let controls = Controls::new(&settings.kafka.errors_topic);
+        Fixture { settings, health, controls: controls.into(), pool, postgres, partitions }
     }
 
     pub fn topic(&self) -> &str {
@@ -100,7 +104,8 @@ impl Fixture {
 
     pub async fn start(&self) -> Running {
         let shutdown = CancellationToken::new();
-        let pool = runtime::postgres::connect(&self.postgres, "division", 6, &self.health, &shutdown).await;
+        let pool =
+            runtime::postgres::connect(&self.postgres, "division", 6, &[&MIGRATIONS], &self.health, &shutdown).await;
         let division = Division(Arc::clone(&self.controls));
         let (settings, health) = (self.settings.clone(), self.health.clone());
         let service = projection::run(division, settings, pool.expect("a database"), health, shutdown.clone());

@@ -115,7 +115,7 @@ impl<P: Projection> Assignment<P> {
             if reading.readable && !reading.buffer.as_ref().is_none_or(|buffer| buffers.is_full(buffer)) {
                 let known_end = || known_end(self.consumer.client(), &source);
                 let filled = catch_unwind(AssertUnwindSafe(|| {
-                    reading.fill(&self.work.projection, |buffer| buffers.is_full(buffer), known_end)
+                    reading.fill(&self.context.projection, |buffer| buffers.is_full(buffer), known_end)
                 }));
                 match filled.map_err(|_| anyhow!("reading {source} panicked"))? {
                     Ok(()) => {}
@@ -249,14 +249,21 @@ impl<P: Projection> Assignment<P> {
                     self.postgres_answers();
                 }
             }
-            Applied::Fenced => {
-                tracing::warn!("{} was applied by another process; reading its offset again", id.source);
+            Applied::Fenced { expected, found } => {
+                tracing::warn!(
+                    service = P::SERVICE,
+                    topic = %id.source.topic,
+                    partition = id.source.partition,
+                    expected,
+                    found,
+                    "another process has applied this partition; reading on at its offset"
+                );
                 pause = Some(Duration::ZERO);
             }
             Applied::Failed(error) => {
                 pause = Some(partition.next_pause());
                 self.failing.insert(id.source.clone());
-                self.work.health.ill("postgres", format!("trying again: {error:#}"));
+                self.context.health.ill("postgres", format!("trying again: {error:#}"));
             }
             Applied::Stopped => {}
         }
@@ -277,7 +284,7 @@ impl<P: Projection> Assignment<P> {
     /// Postgres is healthy when no partition fails.
     pub(super) fn postgres_answers(&self) {
         if self.failing.is_empty() && self.probe.postgres_answers() {
-            self.work.health.well("postgres");
+            self.context.health.well("postgres");
         }
     }
 

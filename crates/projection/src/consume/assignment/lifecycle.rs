@@ -69,7 +69,7 @@ impl<P: Projection> Assignment<P> {
         list.add_partition_offset(&source.topic, source.partition, Offset::Offset(next_offset))?;
         self.consumer.incremental_assign(&list).with_context(|| format!("beginning with {source}"))?;
         tracing::info!("reading {source} from offset {next_offset}");
-        let applier = Applier::new(Arc::clone(&self.work), source.clone(), next_offset);
+        let applier = Applier::new(Arc::clone(&self.context), source.clone(), next_offset);
         if let Some(partition) = self.partitions.get_mut(source) {
             partition.lost_since = None;
             partition.state = State::Reading(Box::new(Reading::new(queue, applier)));

@@ -128,7 +128,7 @@ impl<P: Projection> Assignment<P> {
                 Some((Id { source, generation }, committed))
             })
             .collect();
-        let (probe, sender, health) = (Arc::clone(&self.probe), self.sender.clone(), self.work.health.clone());
+        let (probe, sender, health) = (Arc::clone(&self.probe), self.sender.clone(), self.context.health.clone());
         let (stop, is_checking, topic) = (self.shutdown.clone(), Arc::clone(&self.is_checking), self.topic.clone());
         self.tokio.spawn(stop.run_until_cancelled_owned(async move {
             let _ended = EndOfCheck(is_checking);

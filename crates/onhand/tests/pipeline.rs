@@ -162,7 +162,7 @@ fn the_whole_pipeline_survives_kills_and_ends_with_exactly_what_the_files_say() 
     let importer = system.start("importer");
     let stocks = [system.start("stock"), system.start("stock")];
     until("both stock processes have partitions", || {
-        stocks.iter().all(|stock| stock.said().contains("from offset")).then_some(())
+        stocks.iter().all(|stock| stock.said().contains("reading a partition")).then_some(())
     });
     until("the first file is done", || is_done(&system, "a.csv").then_some(()));
 

@@ -161,10 +161,8 @@ impl<P: Projection> Applier<P> {
                 Err(ApplyError::TooLarge) if range.events.len() > 1 => {
                     self.limit = range.events.len().div_ceil(2);
                     tracing::warn!(
-                        "{} events of {} are too many for one transaction, applying {} at a time",
-                        range.events.len(),
-                        self.source,
-                        self.limit
+                        service = P::SERVICE, topic = %self.source.topic, partition = self.source.partition, events = range.events.len(),
+                        "too many events for one transaction, applying {} at a time", self.limit
                     );
                     ranges.push(range);
                 }
@@ -176,9 +174,8 @@ impl<P: Projection> Applier<P> {
                 Err(ApplyError::Batch(error)) => match buffer.halves(&range) {
                     Some((first, second)) => {
                         tracing::warn!(
-                            "{} records of {} cannot be applied together, looking for the one at fault: {error:#}",
-                            range.events.len(),
-                            self.source,
+                            service = P::SERVICE, topic = %self.source.topic, partition = self.source.partition, records = range.events.len(),
+                            "records cannot be applied together, looking for the one at fault: {error:#}"
                         );
                         ranges.extend([second, first]);
                     }
@@ -188,7 +185,7 @@ impl<P: Projection> Applier<P> {
                         if attempts.due_rows > 1 {
                             attempts.due_rows /= 2;
                         } else if attempts.refuse_due.is_none() {
-                            tracing::error!("refusing timed work of {}: {error:#}", self.source);
+                            tracing::error!(service = P::SERVICE, topic = %self.source.topic, partition = self.source.partition, "refusing timed work: {error:#}");
                             attempts.refuse_due = Some(format!("{error:#}"));
                         } else {
                             return Ok(Applied::Failed(error));
@@ -298,11 +295,11 @@ async fn end_abandoned(pool: &PgPool, service: &str) {
     match tokio::time::timeout(END_TIMEOUT, offsets::end_abandoned(pool)).await {
         Ok(Ok(0)) => {}
         Ok(Ok(ended)) => {
-            tracing::warn!("ended {ended} transactions of {service} that held locks for a process that does not answer")
+            tracing::warn!(service, ended, "ended transactions that held locks for a process that does not answer")
         }
         // it is tried again after the next time that a lock is waited for
-        Ok(Err(error)) => tracing::debug!("ending abandoned transactions: {error}"),
-        Err(_) => tracing::debug!("ending abandoned transactions: no answer in {END_TIMEOUT:?}"),
+        Ok(Err(error)) => tracing::debug!(service, "ending abandoned transactions: {error}"),
+        Err(_) => tracing::debug!(service, "ending abandoned transactions: no answer in {END_TIMEOUT:?}"),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use events::stock::{Movement, StockEvent};
+use uuid::Uuid;
 
 use crate::rules::{Decision, Released};
 
@@ -17,7 +18,8 @@ pub struct Summary {
     waiting: u64,
     duplicates: u64,
     refused: u64,
-    lines: Vec<String>,
+    /// What is logged line by line: the transaction, and what became of it.
+    lines: Vec<(Uuid, String)>,
 }
 
 impl Summary {
@@ -42,21 +44,23 @@ impl Summary {
             }
             Decision::Duplicate => {
                 self.duplicates += 1;
-                self.line(|| format!("duplicate: {} on {} was here already", event.transaction_id, event.card))
+                self.line(|| {
+                    format!("duplicate: {} on {} is applied already or waits", event.transaction_id, event.card)
+                })
             }
             Decision::Refused(refusal) => {
                 self.refused += 1;
                 self.line(|| format!("refused: {}", refusal.error))
             }
         };
-        self.lines.extend(line);
+        self.lines.extend(line.map(|line| (event.transaction_id, line)));
     }
 
     /// Counts a sale that waited and now fits.
     pub(crate) fn count_released(&mut self, released: &Released) {
         let line =
             self.line(|| format!("no longer waiting: a sale of {} on {}", released.sale.value, released.sale.card));
-        self.lines.extend(line);
+        self.lines.extend(line.map(|line| (released.sale.transaction_id, line)));
         self.count(&released.sale, &Decision::Applied { amount: released.amount, created: false });
     }
 
@@ -82,11 +86,11 @@ impl Summary {
             metrics::counter!("onhand_stock_events_total", "result" => result).increment(count);
         }
         if self.total() <= LINE_BY_LINE as u64 {
-            for line in &self.lines {
-                tracing::info!("{line}");
+            for (transaction_id, line) in &self.lines {
+                tracing::info!(%transaction_id, "{line}");
             }
         } else {
-            tracing::info!("{}", self.summary(took));
+            tracing::info!(events = self.total(), elapsed_ms = took.as_millis() as u64, "{}", self.summary(took));
         }
     }
 

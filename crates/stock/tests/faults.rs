@@ -279,7 +279,7 @@ async fn a_thousand_partitions_take_no_more_threads_and_hardly_more_memory_than_
     let process = Process::start(&fixture);
     fixture.until("all is applied", async || fixture.count("transactions").await == 50_000).await;
     let (threads, peak) = (process.threads(), process.peak_mib());
-    assert!(threads < 30 && peak < 160, "{threads} threads, {peak} MiB");
+    assert!(threads < 40 && peak < 160, "{threads} threads, {peak} MiB");
     process.signal(libc::SIGTERM);
     assert!(process.end().await.success());
 }

@@ -165,7 +165,7 @@ impl<P: Projection> Assignment<P> {
         };
         let spawned = std::thread::Builder::new().name(format!("{}-leave", P::SERVICE)).spawn(leave);
         if spawned.is_ok() && leaving.recv_timeout(LEAVE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("left the group without its answer");
+            tracing::warn!(service = P::SERVICE, "left the group without its answer");
         }
     }
 

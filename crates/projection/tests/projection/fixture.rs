@@ -3,7 +3,7 @@
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use anyhow::Result;
-use projection::{MIGRATIONS, Settings, TRANSACTION_TIMEOUT};
+use projection::{MIGRATIONS, Projection, Settings, TRANSACTION_TIMEOUT};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
@@ -12,7 +12,7 @@ use rdkafka::{
 };
 use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, kafka};
 use sandbox::shared;
-use sqlx::PgPool;
+use sqlx::{PgPool, migrate::Migrator};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -103,13 +103,30 @@ impl Fixture {
     }
 
     pub async fn start(&self) -> Running {
+        self.start_with(Division(Arc::clone(&self.controls)), &[&MIGRATIONS]).await
+    }
+
+    pub async fn start_with<P: Projection>(&self, projection: P, migrations: &[&Migrator]) -> Running {
         let shutdown = CancellationToken::new();
-        let pool =
-            runtime::postgres::connect(&self.postgres, "division", 6, &[&MIGRATIONS], &self.health, &shutdown).await;
-        let division = Division(Arc::clone(&self.controls));
+        let pool = self.connect(migrations).await.expect("a database");
         let (settings, health) = (self.settings.clone(), self.health.clone());
-        let service = projection::run(division, settings, pool.expect("a database"), health, shutdown.clone());
+        let service = projection::run(projection, settings, pool, health, shutdown.clone());
         Running { task: tokio::spawn(service), shutdown }
+    }
+
+    pub async fn connect(&self, migrations: &[&Migrator]) -> Result<PgPool> {
+        let shutdown = CancellationToken::new();
+        runtime::postgres::connect(&self.postgres, "projection", 6, migrations, &self.health, &shutdown).await
+    }
+
+    /// A topic of one partition that the service publishes to.
+    pub async fn add_output_topic(&mut self, name: &str) {
+        let topic = shared().fresh_name(name);
+        let mut kafka = self.settings.kafka.clone();
+        kafka.partitions = 1;
+        let created = kafka::ensure_topics(&kafka, &[&topic], &self.health, &CancellationToken::new()).await;
+        created.expect("a topic");
+        self.settings.output_topics.push(topic);
     }
 
     /// Sends words in this order; returns when all are acknowledged.
@@ -134,9 +151,14 @@ impl Fixture {
         kafka::consumer(&self.settings.kafka, "test", "unused").create().expect("a consumer")
     }
 
-    /// The errors topic as it stands: payload, and headers.
-    fn errors(&self) -> Vec<(serde_json::Value, HashMap<String, String>)> {
-        let (consumer, topic) = (self.consumer(), &self.settings.kafka.errors_topic);
+    /// The errors topic so far: payload, and headers.
+    pub fn errors(&self) -> Vec<(serde_json::Value, HashMap<String, String>)> {
+        self.messages(&self.settings.kafka.errors_topic)
+    }
+
+    /// A topic of one partition so far: payload, and headers.
+    pub fn messages(&self, topic: &str) -> Vec<(serde_json::Value, HashMap<String, String>)> {
+        let consumer = self.consumer();
         let (low, high) = consumer.fetch_watermarks(topic, 0, PATIENCE).expect("watermarks");
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, 0, Offset::Offset(low)).expect("an offset");
@@ -193,13 +215,13 @@ impl Fixture {
         committed.elements()[0].offset().to_raw()
     }
 
-    /// Waits until every record of the topic is behind the service's offset, and the outbox is empty.
+    /// Waits until every record of the topic is before the service's offset, and the outbox is empty.
     pub async fn until_read(&self) {
         for partition in 0..self.partitions {
             let (_, high) = self.consumer().fetch_watermarks(self.topic(), partition, PATIENCE).expect("watermarks");
             self.until("everything is read", async || self.next_offset(partition).await == high).await;
         }
-        self.until("everything is said", async || self.count("outbox").await == 0).await;
+        self.until("everything is published", async || self.count("outbox").await == 0).await;
     }
 
     pub async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {

@@ -150,7 +150,7 @@ impl<P: Projection> Assignment<P> {
             return self.consumer_error(error);
         }
         // beginning again finds out whether records are lost, or the broker is behind for a moment
-        tracing::warn!("{source}: Kafka does not have the record that comes next ({error}); asking again");
+        tracing::warn!(service = P::SERVICE, topic = %source.topic, partition = source.partition, "Kafka does not have the record that comes next ({error}); asking again");
         self.restart(source, Duration::ZERO);
         Ok(())
     }

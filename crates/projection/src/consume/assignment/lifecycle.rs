@@ -68,7 +68,7 @@ impl<P: Projection> Assignment<P> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&source.topic, source.partition, Offset::Offset(next_offset))?;
         self.consumer.incremental_assign(&list).with_context(|| format!("beginning with {source}"))?;
-        tracing::info!("reading {source} from offset {next_offset}");
+        tracing::info!(service = P::SERVICE, topic = %source.topic, partition = source.partition, offset = next_offset, "reading a partition");
         let applier = Applier::new(Arc::clone(&self.context), source.clone(), next_offset);
         if let Some(partition) = self.partitions.get_mut(source) {
             partition.lost_since = None;
@@ -110,7 +110,7 @@ impl<P: Projection> Assignment<P> {
             }
         }
         if let Err(error) = self.consumer.incremental_unassign(&list) {
-            tracing::warn!("giving up partitions: {error}");
+            tracing::warn!(service = P::SERVICE, "giving up partitions: {error}");
         }
     }
 
@@ -119,7 +119,7 @@ impl<P: Projection> Assignment<P> {
         self.commit_group_offsets(&self.committed(partitions));
         for source in partitions {
             self.remove(source);
-            tracing::info!("gave up {source}");
+            tracing::info!(service = P::SERVICE, topic = %source.topic, partition = source.partition, "gave up a partition");
             lag::<P>(source).set(0.0);
         }
         self.unassign(partitions);
@@ -163,7 +163,7 @@ impl<P: Projection> Assignment<P> {
                 Ok(event) => result = result.and(self.handle(event)),
                 Err(_) => {
                     for source in busy {
-                        tracing::warn!("a transaction of {source} did not end in {STOP_TIMEOUT:?} and is abandoned");
+                        tracing::warn!(service = P::SERVICE, topic = %source.topic, partition = source.partition, "a transaction did not end in {STOP_TIMEOUT:?} and is abandoned");
                         self.abandon(&source);
                     }
                 }

@@ -178,7 +178,7 @@ impl<P: Projection> Assignment<P> {
         };
         if let Some((believed, offset)) = checked {
             let Some(offset) = offset.filter(|offset| offset.next_offset >= believed) else {
-                tracing::warn!("{}: Postgres was set back from offset {believed}; reading that part again", id.source);
+                tracing::warn!(service = P::SERVICE, topic = %id.source.topic, partition = id.source.partition, offset = believed, "Postgres was set back from this offset; reading that part again");
                 self.restart(&id.source, Duration::ZERO);
                 return Ok(());
             };
@@ -196,7 +196,7 @@ impl<P: Projection> Assignment<P> {
                     if partition.lost_since.get_or_insert_with(Instant::now).elapsed() >= LOST_AFTER {
                         return Err(lost.into());
                     }
-                    tracing::debug!("asking again: {lost}");
+                    tracing::debug!(service = P::SERVICE, topic = %id.source.topic, partition = id.source.partition, "asking again: {lost}");
                     self.checked = (Instant::now() + ASK_AGAIN).checked_sub(CHECK_INTERVAL).unwrap_or(self.checked);
                     return Ok(());
                 }
@@ -248,7 +248,7 @@ impl<P: Projection> Assignment<P> {
                 let seek =
                     self.consumer.seek(&source.topic, source.partition, Offset::Offset(next_read), Duration::ZERO);
                 if let Err(error) = seek {
-                    tracing::debug!("{source} cannot be set back to offset {next_read}: {error}");
+                    tracing::debug!(service = P::SERVICE, topic = %source.topic, partition = source.partition, offset = next_read, "cannot seek: {error}");
                     self.restart(source, Duration::ZERO);
                 }
             } else {

@@ -1,4 +1,4 @@
-//! Which user a server runs as, and what that user may enter.
+//! Which user a server runs as, and which directories that user may enter.
 
 use std::fs;
 use std::io;
@@ -16,8 +16,8 @@ pub(crate) struct Account {
     pub(crate) name: &'static str,
     uid: u32,
     gid: u32,
-    /// Not our own: the child changes to it, and must be given what it uses.
-    pub(crate) other: bool,
+    /// Not our own user: the child changes to it, and must own the files that it uses.
+    pub(crate) is_other_user: bool,
 }
 
 impl Account {
@@ -25,14 +25,14 @@ impl Account {
         // SAFETY: neither call can fail or touches memory.
         let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
         if uid != 0 {
-            return Ok(Self { name: "you", uid, gid, other: false });
+            return Ok(Self { name: "you", uid, gid, is_other_user: false });
         }
         let users = fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
         ["postgres", "nobody"]
             .into_iter()
             .find_map(|name| {
                 let (uid, gid) = ids(&users, name)?;
-                Some(Self { name, uid, gid, other: true })
+                Some(Self { name, uid, gid, is_other_user: true })
             })
             .context(
                 "Postgres refuses to run as root, and neither user postgres nor nobody exists: \
@@ -42,19 +42,19 @@ impl Account {
 
     /// Makes `command` run as this user.
     pub(crate) fn run(&self, command: &mut Command) {
-        if self.other {
+        if self.is_other_user {
             command.uid(self.uid).gid(self.gid);
         }
     }
 
-    /// Gives this user a file or directory.
-    pub(crate) fn give(&self, path: &Path) -> io::Result<()> {
-        if self.other { chown(path, Some(self.uid), Some(self.gid)) } else { Ok(()) }
+    /// Makes this user the owner of a file or directory.
+    pub(crate) fn give_ownership(&self, path: &Path) -> io::Result<()> {
+        if self.is_other_user { chown(path, Some(self.uid), Some(self.gid)) } else { Ok(()) }
     }
 
     /// Whether this user may enter `dir` and every directory above it.
     pub(crate) fn may_enter(&self, dir: &Path) -> bool {
-        !self.other
+        !self.is_other_user
             || dir.ancestors().all(|part| {
                 fs::metadata(part).is_ok_and(|of| {
                     let bit = match () {
@@ -68,7 +68,7 @@ impl Account {
     }
 }
 
-/// Whether `dir` is a real directory that we made: in /tmp and /var/tmp anyone may put another.
+/// Whether `dir` is a real directory that we own: anyone may create entries in /tmp and /var/tmp.
 pub(crate) fn is_ours(dir: &Path) -> io::Result<bool> {
     let found = fs::symlink_metadata(dir)?;
     // SAFETY: geteuid cannot fail.

@@ -1,4 +1,4 @@
-//! What is fetched once and kept for all of a user's checkouts.
+//! Downloads, shared by all checkouts of a user.
 
 use std::env;
 use std::fs::{self, File};
@@ -12,12 +12,12 @@ pub(crate) fn user_dir() -> Result<PathBuf> {
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("onhand"))
-        .context("neither HOME nor XDG_CACHE_HOME is set, so there is no place to keep downloads")
+        .context("neither HOME nor XDG_CACHE_HOME is set, so downloads cannot be kept")
 }
 
-/// The directory `name` in `cache`, made by `fill` if it is not there yet. It appears whole or not
-/// at all: a fetch that is cut short leaves nothing that a later one would take for complete, and
-/// of two processes at once one fetches while the other waits.
+/// The directory `name` in `cache`, filled by `fill` if it does not exist yet. It appears complete
+/// or not at all, even if the process is killed meanwhile. Of two processes at once, one fetches and
+/// the other waits.
 pub(crate) fn entry(cache: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let done = cache.join(name);
     if done.is_dir() {
@@ -25,7 +25,7 @@ pub(crate) fn entry(cache: &Path, name: &str, fill: impl FnOnce(&Path) -> Result
     }
     let writing = || format!("cannot write to the cache {}", cache.display());
     fs::create_dir_all(cache).with_context(writing)?;
-    // Freed by the kernel however we end; close-on-exec, so no child can hold on to it.
+    // Released by the kernel however we end; close-on-exec, so no child keeps it.
     let lock = File::create(cache.join(format!("{name}.lock"))).with_context(writing)?;
     lock.lock().with_context(writing)?;
     if done.is_dir() {
@@ -46,13 +46,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_that_was_cut_short_is_fetched_again_whole() {
+    fn an_interrupted_entry_is_fetched_again_completely() {
         let dir = tempfile::tempdir().unwrap();
-        let cut_short = entry(dir.path(), "thing", |to| {
+        let interrupted = entry(dir.path(), "thing", |to| {
             fs::write(to.join("half"), "")?;
-            anyhow::bail!("cut short")
+            anyhow::bail!("interrupted")
         });
-        assert!(cut_short.is_err());
+        assert!(interrupted.is_err());
         let whole = entry(dir.path(), "thing", |to| Ok(fs::write(to.join("whole"), "")?)).unwrap();
         let names: Vec<_> = fs::read_dir(whole).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["whole"]);

@@ -1,19 +1,19 @@
 //! A private Postgres and a private Apache Kafka as child processes: for trying onhand, testing
-//! and measuring it on a machine that has neither. It knows nothing of events or services, and no
+//! and measuring it on a machine that has neither. It knows nothing about events or services, and no
 //! service may depend on it.
 //!
-//! The servers live no longer than the process that started them, even when that one is killed
-//! (on Linux; elsewhere the next start stops what an earlier run left behind).
+//! The servers end with the process that started them, even if it is killed (on Linux; elsewhere the
+//! next start stops the servers of an earlier run).
 
 mod account;
 mod cache;
 mod kafka;
 mod maven;
-mod nursery;
 mod ports;
 mod postgres;
 mod process;
 mod shared;
+mod spawner;
 mod sql;
 mod start;
 

@@ -6,27 +6,27 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::nursery;
+use crate::spawner;
 
-/// Runs `mvn` quietly; `what` names in an error what could not be fetched, `instead` what the user
-/// may do to not need it.
-pub(crate) fn run(arguments: &[String], what: &str, instead: &str) -> Result<()> {
+/// Runs `mvn` quietly. Errors name `what` could not be fetched and an `alternative` that needs no
+/// download.
+pub(crate) fn run(arguments: &[String], what: &str, alternative: &str) -> Result<()> {
     let mut mvn = Command::new("mvn");
     mvn.args(["-B", "-q"]).args(arguments).current_dir("/");
     mvn.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = nursery::spawn(mvn, libc::SIGKILL).and_then(|child| child.wait_with_output());
+    let output = spawner::spawn(mvn, libc::SIGKILL).and_then(|child| child.wait_with_output());
     let output = output.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow!(
             "Maven is needed to fetch {what}: apt-get install maven (dnf install maven, brew \
-             install maven), or {instead}"
+             install maven), or {alternative}"
         ),
         _ => anyhow!(error).context("cannot run mvn"),
     })?;
     if !output.status.success() {
-        let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
-        said.push_str(&String::from_utf8_lossy(&output.stderr));
-        let first: Vec<&str> = said.lines().filter(|l| !l.trim().is_empty()).take(8).collect();
-        bail!("mvn could not fetch {what} ({}):\n{}", output.status, first.join("\n"));
+        let mut output_text = String::from_utf8_lossy(&output.stdout).into_owned();
+        output_text.push_str(&String::from_utf8_lossy(&output.stderr));
+        let first_lines: Vec<&str> = output_text.lines().filter(|l| !l.trim().is_empty()).take(8).collect();
+        bail!("mvn could not fetch {what} ({}):\n{}", output.status, first_lines.join("\n"));
     }
     Ok(())
 }

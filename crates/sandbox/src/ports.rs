@@ -18,8 +18,8 @@ const RANGE: std::ops::Range<u16> = 15_000..32_000;
 
 /// `N` free ports: those written in `file` where they are still free, else new ones, which are
 /// written there.
-pub(crate) fn remembered<const N: usize>(file: &Path) -> Result<[u16; N]> {
-    let mut known = written(file).into_iter();
+pub(crate) fn stable<const N: usize>(file: &Path) -> Result<[u16; N]> {
+    let mut known = read_ports(file).into_iter();
     let mut ports = [0; N];
     for i in 0..N {
         let earlier = known.next().filter(|&port| is_free(port));
@@ -33,14 +33,14 @@ pub(crate) fn remembered<const N: usize>(file: &Path) -> Result<[u16; N]> {
     Ok(ports)
 }
 
-/// Waits a few seconds for the ports in `file` to become free: a process that is being killed has
-/// lost its command line, by which it could be told, before it gives up its sockets.
+/// Waits a few seconds for the ports in `file` to become free: a process that is being killed loses
+/// its command line, which identifies it, before its sockets are closed.
 pub(crate) fn await_release(file: &Path) {
-    let ports = written(file);
+    let ports = read_ports(file);
     wait_until(Duration::from_secs(5), || ports.iter().all(|&port| is_free(port)));
 }
 
-fn written(file: &Path) -> Vec<u16> {
+fn read_ports(file: &Path) -> Vec<u16> {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.split_whitespace().map_while(|word| word.parse().ok()).collect()
 }
@@ -67,10 +67,10 @@ mod tests {
     fn ports_stay_the_same_while_they_are_free_and_change_when_taken() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("ports");
-        let first = remembered::<2>(&file).unwrap();
-        assert_eq!(remembered::<2>(&file).unwrap(), first);
+        let first = stable::<2>(&file).unwrap();
+        assert_eq!(stable::<2>(&file).unwrap(), first);
         let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, first[0])).unwrap();
-        let second = remembered::<2>(&file).unwrap();
+        let second = stable::<2>(&file).unwrap();
         assert_ne!(second[0], first[0]);
         assert_eq!(second[1], first[1]);
     }

@@ -1,4 +1,4 @@
-//! A running child process: signals, waiting with a bound, and what an earlier run left behind.
+//! A running child process: signals, waiting with a time limit, and processes of an earlier run.
 
 use std::fs;
 use std::io;
@@ -7,10 +7,10 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at while waiting for it.
+/// How often a condition is checked while waiting for it.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Waits until `condition` holds, no longer than `limit`; says whether it held.
+/// Waits until `condition` holds, at most for `limit`; returns whether it held.
 pub(crate) fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
     loop {
@@ -38,7 +38,7 @@ impl Process {
     }
 
     /// Its exit status, once it has ended.
-    pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+    pub(crate) fn exit_status(&mut self) -> io::Result<Option<ExitStatus>> {
         self.0.try_wait()
     }
 
@@ -46,11 +46,11 @@ impl Process {
     pub(crate) fn end(&mut self, signals: &[i32], limit: Duration) {
         for &signal_number in signals {
             // An ended but unreaped child keeps its pid, so this never hits another process.
-            if !matches!(self.ended(), Ok(None)) {
+            if !matches!(self.exit_status(), Ok(None)) {
                 return;
             }
             signal(self.pid(), signal_number);
-            if wait_until(limit, || !matches!(self.ended(), Ok(None))) {
+            if wait_until(limit, || !matches!(self.exit_status(), Ok(None))) {
                 return;
             }
         }
@@ -58,7 +58,7 @@ impl Process {
 
     /// SIGKILL for it and its children, and waits for its end.
     pub(crate) fn kill(&mut self) {
-        if !matches!(self.ended(), Ok(None)) {
+        if !matches!(self.exit_status(), Ok(None)) {
             return;
         }
         let children = children_of(self.pid());
@@ -86,7 +86,7 @@ impl Process {
     }
 }
 
-/// Sends a signal; a process that is gone already is no error.
+/// Sends a signal; a process that has already ended is not an error.
 pub(crate) fn signal(pid: u32, signal: i32) {
     // SAFETY: kill has no memory effects. A pid of 0 or 1 would hit our own group or init.
     if pid > 1 {
@@ -130,7 +130,7 @@ fn parent_of(pid: u32) -> Option<u32> {
 
 /// Whether process `pid` is running with `argument` on its command line. A pid from a file may by
 /// now be another program's; a zombie has no command line.
-pub(crate) fn names(pid: u32, argument: &Path) -> bool {
+pub(crate) fn has_argument(pid: u32, argument: &Path) -> bool {
     let wanted = argument.as_os_str().as_encoded_bytes();
     let line = match fs::read(format!("/proc/{pid}/cmdline")) {
         Ok(line) => line,
@@ -145,7 +145,7 @@ pub(crate) fn names(pid: u32, argument: &Path) -> bool {
 }
 
 /// Whether any process has `dir` as its working directory (Linux; elsewhere always false).
-pub(crate) fn works_in(dir: &Path) -> bool {
+pub(crate) fn has_process_in(dir: &Path) -> bool {
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
     all.map(|entry| entry.path().join("cwd")).any(|cwd| fs::read_link(cwd).is_ok_and(|at| at == dir))
 }

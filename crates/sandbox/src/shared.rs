@@ -31,11 +31,11 @@ pub struct Shared {
 /// data is removed when the process ends, or, if it is killed, by the next one.
 ///
 /// # Panics
-/// When they do not start, with the reason: no test could go on.
+/// If they cannot be started: no test could continue.
 pub fn shared() -> &'static Shared {
     static SHARED: LazyLock<Shared> = LazyLock::new(|| match connect() {
         Ok(shared) => shared,
-        Err(error) => panic!("the tests' servers do not start: {error:#}"),
+        Err(error) => panic!("cannot start the servers for tests: {error:#}"),
     });
     &SHARED
 }
@@ -79,7 +79,7 @@ fn unique(prefix: &str) -> String {
     format!("{prefix}-{}-{:x}-{call}", std::process::id(), *STARTED)
 }
 
-/// What this process started itself, for [`clean_up`].
+/// The servers that this process started itself, for [`clean_up`].
 struct Private {
     kafka: Option<Kafka>,
     postgres: Option<Postgres>,
@@ -95,9 +95,9 @@ fn connect() -> Result<Shared> {
     if let (Some(broker), Some(postgres)) = (broker.clone(), postgres.clone()) {
         return Ok(Shared { broker, postgres });
     }
-    sweep();
+    remove_stale_data();
     let root = env::temp_dir().join(unique(PREFIX.trim_end_matches('-')));
-    // Open to the user that Postgres runs as, unlike what mktemp makes.
+    // Accessible to the user that Postgres runs as, unlike what mktemp makes.
     DirBuilder::new().mode(0o755).create(&root)?;
     let lock = File::create(root.join("lock"))?;
     lock.lock()?;
@@ -126,7 +126,8 @@ fn from_environment(host: &str) -> Result<PgAddress> {
     })
 }
 
-/// At the process' end. Statics are not dropped, and data that is removed needs no orderly stop.
+/// Runs when the process exits. Statics are not dropped, and data that is removed needs no clean
+/// shutdown.
 extern "C" fn clean_up() {
     let Some(mut private) = PRIVATE.try_lock().ok().and_then(|mut private| private.take()) else {
         return;
@@ -140,8 +141,8 @@ extern "C" fn clean_up() {
     let _ = remove(&private.root);
 }
 
-/// Removes what killed test processes left behind.
-fn sweep() {
+/// Removes the data of test processes that were killed.
+fn remove_stale_data() {
     for entry in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let Some(pid) = name.to_str().and_then(|name| {
@@ -159,7 +160,7 @@ fn sweep() {
 }
 
 fn remove(root: &Path) -> Result<()> {
-    kafka::stop_leftover(&root.join("kafka"))?;
-    postgres::remove_data_of(root)?;
+    kafka::stop_stale_server(&root.join("kafka"))?;
+    postgres::remove_data_for(root)?;
     Ok(fs::remove_dir_all(root)?)
 }

@@ -1,4 +1,4 @@
-//! Both servers for one data directory, as far as the environment names none.
+//! Starts both servers on one data directory, except those that the environment names.
 
 use std::env;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -29,10 +29,10 @@ pub enum StartError {
     Busy {
         /// The data directory.
         root: PathBuf,
-        /// The process that holds it, as it wrote it down.
+        /// The id of the process that holds it, read from its lock file.
         pid: String,
     },
-    /// Anything else, in words for the user.
+    /// Anything else, in words for a user.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -49,11 +49,11 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts what the environment does not configure, with its data under `root`, and the
-    /// database `onhand`. `progress` is told in single lines what takes long. `root` is locked for
-    /// as long as the sandbox lives.
+    /// Starts what the environment does not configure, with its data under `root`, and creates the
+    /// database `onhand`. `progress` gets a line before each slow step. `root` is locked while the
+    /// sandbox lives.
     pub fn start(root: &Path, progress: &mut dyn FnMut(&str)) -> Result<Self, StartError> {
-        fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
+        fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
         let lock = lock(root)?;
         let (kafka, postgres) = start_servers(root, progress)?;
         if let Some(postgres) = &postgres {
@@ -89,21 +89,21 @@ pub(crate) fn configured(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Starts, side by side, what the environment does not name.
+/// Starts, in parallel, what the environment does not name.
 pub(crate) fn start_servers(root: &Path, progress: &mut dyn FnMut(&str)) -> Result<(Option<Kafka>, Option<Postgres>)> {
-    let (lines, said) = mpsc::channel::<String>();
-    let say = move |lines: &mpsc::Sender<String>, line: &str| {
-        // Whoever listens outlives the servers' start.
+    let (lines, received) = mpsc::channel::<String>();
+    let send = move |lines: &mpsc::Sender<String>, line: &str| {
+        // The receiver outlives the servers' start.
         let _ = lines.send(line.to_owned());
     };
     thread::scope(|scope| {
         let to = lines.clone();
         let kafka =
-            configured(KAFKA).is_none().then(|| scope.spawn(move || Kafka::launch(root, &|line| say(&to, line))));
+            configured(KAFKA).is_none().then(|| scope.spawn(move || Kafka::launch(root, &|line| send(&to, line))));
         let postgres = configured(POSTGRES)
             .is_none()
-            .then(|| scope.spawn(move || Postgres::launch(root, &|line| say(&lines, line))));
-        for line in said {
+            .then(|| scope.spawn(move || Postgres::launch(root, &|line| send(&lines, line))));
+        for line in received {
             progress(&line);
         }
         let panicked = |_| anyhow!("the thread that starts a server panicked");
@@ -113,7 +113,7 @@ pub(crate) fn start_servers(root: &Path, progress: &mut dyn FnMut(&str)) -> Resu
     })
 }
 
-/// Takes the data directory for this process; the kernel gives it back however this process ends.
+/// Locks the data directory for this process; the kernel releases it however this process ends.
 fn lock(root: &Path) -> Result<File, StartError> {
     let path = root.join("lock");
     let failed = || format!("cannot lock {}", path.display());

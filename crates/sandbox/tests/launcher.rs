@@ -46,7 +46,7 @@ fn both_servers_end_when_the_launching_process_is_killed_and_their_data_can_be_u
     first.process.wait().unwrap();
     // At once, without waiting for the servers' end.
     let mut second = launch(&root);
-    eventually("the servers of the killed launcher are gone", || !first.servers.iter().any(|&pid| is_alive(pid)));
+    eventually("the servers of the killed launcher have ended", || !first.servers.iter().any(|&pid| is_alive(pid)));
     assert_eq!(first.variables, second.variables);
     assert_eq!(second.sql("SELECT n FROM t"), Some(42));
     assert_eq!(consume(second.broker(), "kept"), "hello");
@@ -133,10 +133,10 @@ impl Launched {
         &self.variables["KAFKA_BROKER_URL"]
     }
 
-    /// Kills the process and waits until its servers are gone too.
+    /// Kills the process and waits until its servers have ended too.
     fn end(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        eventually("the servers are gone", || !self.servers.iter().any(|&pid| is_alive(pid)));
+        eventually("the servers have ended", || !self.servers.iter().any(|&pid| is_alive(pid)));
     }
 }

@@ -63,14 +63,14 @@ fn postgres_runs_below_a_directory_that_only_its_owner_may_enter() {
 }
 
 #[test]
-fn data_that_was_kept_elsewhere_for_a_root_that_is_gone_is_not_used_again() {
+fn data_kept_outside_of_a_removed_root_is_not_used_again() {
     let (_parent, root) = root(true);
     let server = Postgres::start(&root).unwrap();
     server.create_database("old").unwrap();
     drop(server);
     std::fs::remove_dir_all(&root).unwrap();
     let server = Postgres::start(&root).unwrap();
-    // Under root the data was elsewhere, else it went with the directory: gone either way.
+    // As root the data was outside and is not reused, else it was removed with the directory.
     sql(&server.address(), "old", "SELECT 1").unwrap_err();
     drop(server);
     remove_elsewhere(&root);

@@ -14,12 +14,12 @@ const POM: &str = include_str!("../../../../dev/kafka/pom.xml");
 /// The version that the POM fetches.
 const VERSION: &str = "4.3.1";
 const OLDEST_JAVA: u32 = 17;
-const INSTEAD: &str = "set KAFKA_BROKER_URL to a broker of yours";
+const ALTERNATIVE: &str = "set KAFKA_BROKER_URL to a broker of yours";
 
 /// The directory of Kafka's jars, fetched at the first call on this machine.
-pub(crate) fn jars(say: &dyn Fn(&str)) -> Result<PathBuf> {
+pub(crate) fn jars(report: &dyn Fn(&str)) -> Result<PathBuf> {
     cache::entry(&cache::user_dir()?, &format!("kafka-{VERSION}"), |into| {
-        say("fetching Apache Kafka (54 MB, once)");
+        report("fetching Apache Kafka (54 MB, once)");
         let pom = into.join("pom.xml");
         fs::write(&pom, POM)?;
         maven::run(
@@ -31,7 +31,7 @@ pub(crate) fn jars(say: &dyn Fn(&str)) -> Result<PathBuf> {
                 format!("-DoutputDirectory={}", into.display()),
             ],
             "Apache Kafka",
-            INSTEAD,
+            ALTERNATIVE,
         )
     })
 }
@@ -48,18 +48,18 @@ pub(crate) fn command(jars: &Path, level: &str) -> Command {
     java
 }
 
-/// Java's archive of the classes that Kafka loads, which halves the processor time of a start.
-/// The first broker that ends in order writes it, for this Java and these jars.
+/// Java's archive of the classes that Kafka loads, which halves the processor time of a start. The
+/// first broker that shuts down cleanly writes it, for this Java and these jars.
 #[derive(Debug)]
 pub(crate) struct ClassArchive {
     file: PathBuf,
-    /// What this broker writes; it gets its name when it is complete.
+    /// What this broker writes; renamed to `file` when it is complete.
     part: PathBuf,
 }
 
 impl ClassArchive {
-    /// `port` keeps apart what brokers write at the same time.
-    pub(crate) fn beside(jars: &Path, port: u16) -> Self {
+    /// `port` separates what brokers write at the same time.
+    pub(crate) fn next_to(jars: &Path, port: u16) -> Self {
         let key = short_hash(identity_of_java().as_bytes());
         let file = PathBuf::from(format!("{}-{key}.jsa", jars.display()));
         let part = file.with_extension(format!("{port}.part"));
@@ -67,18 +67,18 @@ impl ClassArchive {
     }
 
     /// The option that uses it, once it is there.
-    pub(crate) fn used(&self) -> Option<OsString> {
+    pub(crate) fn read_option(&self) -> Option<OsString> {
         self.file.exists().then(|| option("-XX:SharedArchiveFile=", &self.file))
     }
 
     /// The option that writes it when Java ends.
-    pub(crate) fn written(&self) -> OsString {
+    pub(crate) fn write_option(&self) -> OsString {
         option("-XX:ArchiveClassesAtExit=", &self.part)
     }
 
-    /// Keeps what a broker that has ended wrote; `complete` unless it was cut short.
+    /// Keeps what a broker wrote until it ended; `complete` unless it was killed.
     pub(crate) fn keep(&self, complete: bool) {
-        // Failing costs the next start its speed and nothing else.
+        // A failure only makes the next start slower.
         let _ = match complete {
             true => fs::rename(&self.part, &self.file),
             false => fs::remove_file(&self.part),
@@ -107,7 +107,7 @@ pub(crate) fn check() -> Result<()> {
         format!(
             "Java {OLDEST_JAVA} or newer is needed for the private Kafka: \
              apt-get install openjdk-17-jre-headless (dnf install java-17-openjdk-headless, \
-             brew install openjdk@17), or {INSTEAD}"
+             brew install openjdk@17), or {ALTERNATIVE}"
         )
     };
     let version = Command::new(program()).arg("-version").output().with_context(missing)?;

@@ -15,8 +15,8 @@ use crate::{cache, maven};
 const OLDEST_MAJOR: u32 = 14;
 /// Version of the Zonky project's binaries, fetched where the machine has none.
 const DOWNLOAD_VERSION: &str = "17.10.0";
-/// What a user may do instead of all that.
-const INSTEAD: &str = "set POSTGRES_HOSTNAME to a server of yours";
+/// What needs none of that.
+const ALTERNATIVE: &str = "set POSTGRES_HOSTNAME to a server of yours";
 
 /// Directories whose `NUMBER/bin`, `pgsql-NUMBER/bin` or `postgresql@NUMBER/bin` may hold a server:
 /// Debian, Red Hat, Homebrew on either processor, Postgres.app.
@@ -38,13 +38,13 @@ pub(crate) struct Binaries {
 impl Binaries {
     /// The machine's own, first of PATH, else its newest; fetched where there are none, or where
     /// `ONHAND_POSTGRES=download` asks for it.
-    pub(crate) fn find(account: &Account, say: &dyn Fn(&str)) -> Result<Self> {
+    pub(crate) fn find(account: &Account, report: &dyn Fn(&str)) -> Result<Self> {
         if env::var_os("ONHAND_POSTGRES").is_none_or(|wish| wish != "download")
             && let Some(found) = on_machine(account)
         {
             return Ok(found);
         }
-        let dir = download(account, say)?.join("bin");
+        let dir = download(account, report)?.join("bin");
         let major = major_of(&dir);
         let major = major.with_context(|| format!("{} does not run here", dir.display()))?;
         Ok(Self { dir, major })
@@ -89,18 +89,18 @@ fn major_of(bin: &Path) -> Option<u32> {
 }
 
 /// The Zonky project's binaries: initdb, pg_ctl and postgres, some 15 MB. They are kept where the
-/// server's user can reach them, which for root is not below its home.
-fn download(account: &Account, say: &dyn Fn(&str)) -> Result<PathBuf> {
+/// server's user can reach them; for root that is not below its home directory.
+fn download(account: &Account, report: &dyn Fn(&str)) -> Result<PathBuf> {
     let mut cache = cache::user_dir()?;
-    if account.other {
-        fs::create_dir_all(&cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    if account.is_other_user {
+        fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
         if !account.may_enter(&fs::canonicalize(&cache)?) {
             cache = PathBuf::from("/var/cache/onhand");
         }
     }
     let platform = platform()?;
     cache::entry(&cache, &format!("postgres-{DOWNLOAD_VERSION}-{platform}"), |into| {
-        say("fetching Postgres' server programs (15 MB, once)");
+        report("fetching Postgres' server programs (15 MB, once)");
         let artifact = format!("embedded-postgres-binaries-{platform}");
         maven::run(
             &[
@@ -109,7 +109,7 @@ fn download(account: &Account, say: &dyn Fn(&str)) -> Result<PathBuf> {
                 format!("-DoutputDirectory={}", into.display()),
             ],
             "Postgres' server programs",
-            &format!("install Postgres, or {INSTEAD}"),
+            &format!("install Postgres, or {ALTERNATIVE}"),
         )?;
         let jar = into.join(format!("{artifact}-{DOWNLOAD_VERSION}.jar"));
         unpack(&jar, into)
@@ -120,12 +120,12 @@ fn platform() -> Result<String> {
     let system = match env::consts::OS {
         "linux" => "linux",
         "macos" => "darwin",
-        other => bail!("there is no Postgres to fetch for {other}: install it, or {INSTEAD}"),
+        other => bail!("there is no Postgres to fetch for {other}: install it, or {ALTERNATIVE}"),
     };
     let processor = match env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64v8",
-        other => bail!("there is no Postgres to fetch for {other}: install it, or {INSTEAD}"),
+        other => bail!("there is no Postgres to fetch for {other}: install it, or {ALTERNATIVE}"),
     };
     let musl = if Path::new("/etc/alpine-release").exists() { "-alpine" } else { "" };
     Ok(format!("{system}-{processor}{musl}"))
@@ -151,7 +151,7 @@ fn unpack(jar: &Path, into: &Path) -> Result<()> {
 }
 
 fn tool(package: &str, command: &mut Command) -> Result<()> {
-    let missing = || format!("{package} is needed to unpack Postgres: apt-get install {package}, or {INSTEAD}");
+    let missing = || format!("{package} is needed to unpack Postgres: apt-get install {package}, or {ALTERNATIVE}");
     let output = command.output().with_context(missing)?;
     ensure!(output.status.success(), "{}\n{}", missing(), String::from_utf8_lossy(&output.stderr).trim());
     Ok(())

@@ -1,4 +1,4 @@
-//! A server that a killed run left behind on a data directory, and its pid file.
+//! A server of an earlier run, which was killed, that still uses a data directory; and its pid file.
 
 use std::fs;
 use std::path::Path;
@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::process::{names, pid_in, signal, wait_until, works_in};
+use crate::process::{has_argument, has_process_in, pid_in, signal, wait_until};
 
-/// Stops the server that still uses `data`, then removes a pid file over which Postgres would
-/// refuse to start if its pid is by now another program's. Only when no backend is left: each has
-/// the data directory as its working directory, and would write beside a new server's.
+/// Stops the server that still uses `data`, then removes its pid file: Postgres would refuse to start
+/// if that pid now belongs to another program. Waits for all backends, whose working directory is the
+/// data directory: one that survived would write to the files of the new server.
 pub(crate) fn stop(data: &Path) -> Result<()> {
     let file = data.join("postmaster.pid");
-    let postmaster = pid_in(&file).filter(|&pid| names(pid, data));
-    let in_use = || postmaster.is_some_and(|pid| names(pid, data)) || works_in(data);
+    let postmaster = pid_in(&file).filter(|&pid| has_argument(pid, data));
+    let in_use = || postmaster.is_some_and(|pid| has_argument(pid, data)) || has_process_in(data);
     for (how, seconds) in [(libc::SIGINT, 15), (libc::SIGQUIT, 5), (libc::SIGKILL, 5)] {
         if !in_use() {
             break;

@@ -1,4 +1,4 @@
-//! A private, single-node Apache Kafka (KRaft): made, started, stopped, broken and repaired.
+//! A private, single-node Apache Kafka (KRaft): created, started, stopped, killed, paused, restarted.
 
 mod java;
 
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::process::{Process, names, pid_in, signal, tail, wait_until};
-use crate::{nursery, ports};
+use crate::process::{Process, has_argument, pid_in, signal, tail, wait_until};
+use crate::{ports, spawner};
 use java::ClassArchive;
 
 /// Recovery after a crash reads the segments that were open.
@@ -24,37 +24,37 @@ pub struct Kafka {
     /// Its TCP port on 127.0.0.1, the same at the next start if it is still free.
     pub port: u16,
     jars: PathBuf,
-    home: PathBuf,
+    dir: PathBuf,
     archive: ClassArchive,
     process: Option<Process>,
 }
 
 impl Kafka {
-    /// Starts a broker with its data in `root/kafka`, which is made at the first start and used
-    /// again later. Returns when it answers. Topics are not created by using them.
+    /// Starts a broker with its data in `root/kafka`, which is created at the first start and
+    /// reused later. Returns when it answers. Topics are not created by using them.
     pub fn start(root: &Path) -> Result<Self> {
         Self::launch(root, &|line| tracing::info!("{line}"))
     }
 
-    pub(crate) fn launch(root: &Path, say: &dyn Fn(&str)) -> Result<Self> {
-        let home = root.join("kafka");
-        fs::create_dir_all(&home).with_context(|| format!("cannot make {}", home.display()))?;
-        let home = fs::canonicalize(home)?;
-        let formatted = home.join("data/meta.properties").exists();
+    pub(crate) fn launch(root: &Path, report: &dyn Fn(&str)) -> Result<Self> {
+        let dir = root.join("kafka");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let dir = fs::canonicalize(dir)?;
+        let formatted = dir.join("data/meta.properties").exists();
         if !formatted {
             java::check()?;
         }
-        let jars = java::jars(say)?;
-        if home.join("pid").exists() {
-            stop_leftover(&home)?;
-            ports::await_release(&home.join("ports"));
+        let jars = java::jars(report)?;
+        if dir.join("pid").exists() {
+            stop_stale_server(&dir)?;
+            ports::await_release(&dir.join("ports"));
         }
-        let [port, controller] = ports::remembered(&home.join("ports"))?;
-        fs::write(home.join("server.properties"), properties(&home, port, controller))?;
-        File::create(home.join("kafka.log"))?;
-        let mut broker = Self { port, archive: ClassArchive::beside(&jars, port), jars, home, process: None };
+        let [port, controller] = ports::stable(&dir.join("ports"))?;
+        fs::write(dir.join("server.properties"), properties(&dir, port, controller))?;
+        File::create(dir.join("kafka.log"))?;
+        let mut broker = Self { port, archive: ClassArchive::next_to(&jars, port), jars, dir, process: None };
         if !formatted {
-            say("creating a private Kafka");
+            report("creating a private Kafka");
             broker.format()?;
         }
         broker.run()?;
@@ -71,14 +71,14 @@ impl Kafka {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// Ends it in order; by SIGKILL if that takes longer than 30 seconds.
+    /// Shuts it down; with SIGKILL if that takes longer than 30 seconds.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.resume();
             process.end(&[libc::SIGTERM], STOPPED_WITHIN);
-            self.archive.keep(matches!(process.ended(), Ok(Some(_))));
+            self.archive.keep(matches!(process.exit_status(), Ok(Some(_))));
             process.kill();
-            let _ = fs::remove_file(self.home.join("pid"));
+            let _ = fs::remove_file(self.dir.join("pid"));
         }
     }
 
@@ -113,51 +113,51 @@ impl Kafka {
     /// Gives a new data directory its cluster id.
     fn format(&self) -> Result<()> {
         let mut tool = java::command(&self.jars, "ERROR");
-        tool.args(self.archive.used()).arg("-XX:TieredStopAtLevel=1");
+        tool.args(self.archive.read_option()).arg("-XX:TieredStopAtLevel=1");
         tool.arg("kafka.tools.StorageTool").args(["format", "-t", &cluster_id()?, "-c"]);
-        tool.arg(self.home.join("server.properties"));
+        tool.arg(self.dir.join("server.properties"));
         let log = self.log()?;
         tool.stdout(log.try_clone()?).stderr(log);
-        let status = nursery::spawn(tool, libc::SIGKILL).context("cannot run java")?.wait()?;
-        ensure!(status.success(), "Kafka's data directory was refused: {}", self.last_words());
+        let status = spawner::spawn(tool, libc::SIGKILL).context("cannot run java")?.wait()?;
+        ensure!(status.success(), "Kafka could not format its data directory: {}", self.log_excerpt());
         Ok(())
     }
 
     fn run(&mut self) -> Result<()> {
         let mut java = java::command(&self.jars, "WARN");
-        java.arg(self.archive.used().unwrap_or_else(|| self.archive.written()));
+        java.arg(self.archive.read_option().unwrap_or_else(|| self.archive.write_option()));
         java.args(["-Xms256m", "-Xmx512m", "kafka.Kafka"]);
-        java.arg(self.home.join("server.properties"));
+        java.arg(self.dir.join("server.properties"));
         let log = self.log()?;
         java.stdout(log.try_clone()?).stderr(log);
-        let child = nursery::spawn(java, libc::SIGKILL);
+        let child = spawner::spawn(java, libc::SIGKILL);
         if child.is_err() {
             java::check()?;
         }
         let process = self.process.insert(Process::new(child.context("cannot run java")?));
-        fs::write(self.home.join("pid"), process.pid().to_string())?;
+        fs::write(self.dir.join("pid"), process.pid().to_string())?;
         let mut ended = None;
         let ready = wait_until(READY_WITHIN, || {
-            ended = process.ended().transpose();
+            ended = process.exit_status().transpose();
             ended.is_some() || answers(self.port)
         });
         if let Some(status) = ended.transpose()? {
             self.process = None;
             java::check()?;
-            bail!("Kafka ended ({status}): {}", self.last_words());
+            bail!("Kafka ended ({status}): {}", self.log_excerpt());
         }
-        ensure!(ready, "Kafka does not answer after 2 minutes: {}", self.last_words());
+        ensure!(ready, "Kafka does not answer after 2 minutes: {}", self.log_excerpt());
         Ok(())
     }
 
     fn log(&self) -> Result<File> {
-        let path = self.home.join("kafka.log");
+        let path = self.dir.join("kafka.log");
         let log = OpenOptions::new().append(true).create(true).open(&path);
         log.with_context(|| format!("cannot write {}", path.display()))
     }
 
-    fn last_words(&self) -> String {
-        let log = self.home.join("kafka.log");
+    fn log_excerpt(&self) -> String {
+        let log = self.dir.join("kafka.log");
         format!("see {}\n{}", log.display(), tail(&log))
     }
 }
@@ -168,28 +168,28 @@ impl Drop for Kafka {
     }
 }
 
-/// Stops the broker that a killed run left behind on this data.
-pub(crate) fn stop_leftover(home: &Path) -> Result<()> {
-    let file = home.join("pid");
-    let Some(pid) = pid_in(&file).filter(|&pid| names(pid, home)) else {
+/// Stops a broker of an earlier run, which was killed, that still uses this data.
+pub(crate) fn stop_stale_server(dir: &Path) -> Result<()> {
+    let file = dir.join("pid");
+    let Some(pid) = pid_in(&file).filter(|&pid| has_argument(pid, dir)) else {
         return Ok(());
     };
     for (how, seconds) in [(libc::SIGTERM, 20), (libc::SIGKILL, 10)] {
         signal(pid, libc::SIGCONT);
         signal(pid, how);
-        if wait_until(Duration::from_secs(seconds), || !names(pid, home)) {
+        if wait_until(Duration::from_secs(seconds), || !has_argument(pid, dir)) {
             return Ok(());
         }
     }
-    bail!("another Kafka still uses {}: stop process {pid}", home.display())
+    bail!("another Kafka still uses {}: stop process {pid}", dir.display())
 }
 
 /// One node that is broker and controller; private data, so nothing expires; one copy of
 /// everything; few internal partitions; buffers that fit a small heap. After a crash the broker may
 /// come back only when the session of its earlier life has ended, 9 s by default.
-fn properties(home: &Path, port: u16, controller: u16) -> String {
+fn properties(dir: &Path, port: u16, controller: u16) -> String {
     // A backslash is an escape in Java's property files.
-    let data = home.join("data").display().to_string().replace('\\', "\\\\");
+    let data = dir.join("data").display().to_string().replace('\\', "\\\\");
     format!(
         "process.roles=broker,controller
 node.id=1

@@ -23,22 +23,22 @@ pub(crate) fn spawn(mut command: Command, death_signal: i32) -> io::Result<Child
     command.process_group(0);
     die_with_parent(&mut command, death_signal);
     let (reply, answer) = mpsc::channel();
-    let gone = || io::Error::other("the thread that starts processes has ended");
-    nursery()?.send(Request { command, reply }).map_err(|_| gone())?;
-    answer.recv().map_err(|_| gone())?
+    let ended = || io::Error::other("the thread that starts processes has ended");
+    spawner()?.send(Request { command, reply }).map_err(|_| ended())?;
+    answer.recv().map_err(|_| ended())?
 }
 
-fn nursery() -> io::Result<Sender<Request>> {
-    static NURSERY: OnceLock<Mutex<Option<Sender<Request>>>> = OnceLock::new();
-    let mut sender = NURSERY.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+fn spawner() -> io::Result<Sender<Request>> {
+    static SPAWNER: OnceLock<Mutex<Option<Sender<Request>>>> = OnceLock::new();
+    let mut sender = SPAWNER.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(sender) = &*sender {
         return Ok(sender.clone());
     }
     let (requests, inbox) = mpsc::channel::<Request>();
-    thread::Builder::new().name("nursery".into()).spawn(move || {
+    thread::Builder::new().name("spawner".into()).spawn(move || {
         for mut request in inbox {
             let child = request.command.spawn();
-            // A caller that stopped waiting is no reason to end this thread.
+            // A caller that stopped waiting must not end this thread.
             let _ = request.reply.send(child);
         }
     })?;

@@ -1,8 +1,8 @@
-//! A private Postgres server: made, started, stopped, broken and repaired.
+//! A private Postgres server: created, started, stopped, killed, paused, restarted.
 
 mod binaries;
-mod home;
-mod leftover;
+mod data_dir;
+mod stale_server;
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
@@ -16,10 +16,10 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::account::Account;
 use crate::process::{Process, tail, wait_until};
-use crate::{nursery, ports, sql};
+use crate::{ports, spawner, sql};
 use binaries::Binaries;
 
-pub(crate) use home::remove_of as remove_data_of;
+pub(crate) use data_dir::remove_for as remove_data_for;
 
 /// The superuser of a private server.
 const USER: &str = "postgres";
@@ -27,7 +27,7 @@ const USER: &str = "postgres";
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const STOPPED_WITHIN: Duration = Duration::from_secs(15);
 
-/// Quick for one machine, with nothing that risks data: fsync stays on.
+/// Fast on one machine without risking data: fsync stays on.
 const SETTINGS: [&str; 11] = [
     "listen_addresses=127.0.0.1",
     // No socket: no limit on its path's length, no stale lock of a killed run.
@@ -73,34 +73,34 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server with its data in `root/postgres`, which is made at the first start and used
-    /// again later. Returns when it takes connections.
+    /// Starts a server with its data in `root/postgres`, which is created at the first start and
+    /// reused later. Returns when it takes connections.
     pub fn start(root: &Path) -> Result<Self> {
         Self::launch(root, &|line| tracing::info!("{line}"))
     }
 
-    pub(crate) fn launch(root: &Path, say: &dyn Fn(&str)) -> Result<Self> {
-        fs::create_dir_all(root).with_context(|| format!("cannot make {}", root.display()))?;
+    pub(crate) fn launch(root: &Path, report: &dyn Fn(&str)) -> Result<Self> {
+        fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
         let root = fs::canonicalize(root)?;
         let account = Account::for_postgres()?;
-        let binaries = Binaries::find(&account, say)?;
-        let home = home::prepare(&root, &account, say)?;
-        let password_file = home.join("password");
+        let binaries = Binaries::find(&account, report)?;
+        let dir = data_dir::prepare(&root, &account, report)?;
+        let password_file = dir.join("password");
         let password = password(&password_file)?;
-        account.give(&password_file)?;
+        account.give_ownership(&password_file)?;
         // Another major version cannot read it, so each gets its own.
-        let data = home.join(binaries.major.to_string());
-        let port_file = home.join("port");
+        let data = dir.join(binaries.major.to_string());
+        let port_file = dir.join("port");
         if data.join("postmaster.pid").exists() {
-            leftover::stop(&data)?;
+            stale_server::stop(&data)?;
             ports::await_release(&port_file);
         }
         if !data.exists() {
-            say("creating a private Postgres");
+            report("creating a private Postgres");
             create(&data, &password_file, &binaries, &account)?;
         }
-        let [port] = ports::remembered(&port_file)?;
-        let log = home.join("postgres.log");
+        let [port] = ports::stable(&port_file)?;
+        let log = dir.join("postgres.log");
         File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let bin = binaries.psql_dir();
         let mut server = Self { port, bin, password, binaries, account, data, log, process: None };
@@ -123,7 +123,7 @@ impl Postgres {
         self.process.as_ref().map(Process::pid)
     }
 
-    /// Ends it in order, without waiting for clients to go.
+    /// Shuts it down without waiting for clients to disconnect.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.resume();
@@ -143,7 +143,7 @@ impl Postgres {
     /// takes connections.
     pub fn restart(&mut self) -> Result<()> {
         self.stop();
-        leftover::stop(&self.data)?;
+        stale_server::stop(&self.data)?;
         self.run()
     }
 
@@ -167,12 +167,12 @@ impl Postgres {
         postgres.arg("-D").arg(&self.data).args(["-p", &self.port.to_string()]);
         postgres.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
         postgres.stdout(log.try_clone()?).stderr(log);
-        // Its fast shutdown; SIGTERM would wait for clients to go.
-        let child = nursery::spawn(postgres, libc::SIGINT).context("cannot run postgres")?;
+        // SIGINT is its fast shutdown; SIGTERM would wait for clients to disconnect.
+        let child = spawner::spawn(postgres, libc::SIGINT).context("cannot run postgres")?;
         let process = self.process.insert(Process::new(child));
         let mut ended = None;
         let ready = wait_until(READY_WITHIN, || {
-            ended = process.ended().transpose();
+            ended = process.exit_status().transpose();
             ended.is_some() || is_ready(&self.data, process.pid())
         });
         if let Some(status) = ended.transpose()? {
@@ -190,11 +190,11 @@ impl Drop for Postgres {
     }
 }
 
-/// One of the server's programs, as the user that it takes.
+/// One of the server's programs, run as a user that it accepts.
 fn command(binaries: &Binaries, program: &str, account: &Account) -> Command {
     let mut command = Command::new(binaries.dir.join(program));
     command.current_dir("/").stdin(Stdio::null()).env("LC_ALL", "C").env("TZ", "UTC");
-    // PGDATA, PGPORT and their like would steer the server.
+    // PGDATA, PGPORT and similar variables would change the server's settings.
     for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PG")) {
         command.env_remove(name);
     }
@@ -202,19 +202,19 @@ fn command(binaries: &Binaries, program: &str, account: &Account) -> Command {
     command
 }
 
-/// Makes the data directory. It gets its name only when it is complete.
+/// Creates the data directory. It gets its final name only when it is complete.
 fn create(data: &Path, password: &Path, binaries: &Binaries, account: &Account) -> Result<()> {
     let part = data.with_extension("part");
     if part.exists() {
         fs::remove_dir_all(&part)?;
     }
     fs::create_dir(&part)?;
-    account.give(&part)?;
+    account.give_ownership(&part)?;
     let mut initdb = command(binaries, "initdb", account);
     initdb.arg("-D").arg(&part).arg("--pwfile").arg(password);
     initdb.args(["-U", USER, "-A", "scram-sha-256", "-E", "UTF8", "--locale=C"]);
     initdb.arg("--no-instructions").stdout(Stdio::null()).stderr(Stdio::piped());
-    let child = nursery::spawn(initdb, libc::SIGKILL).context("cannot run initdb")?;
+    let child = spawner::spawn(initdb, libc::SIGKILL).context("cannot run initdb")?;
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "initdb failed ({}):\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     Ok(fs::rename(&part, data)?)

@@ -7,8 +7,9 @@
 
 mod account;
 mod cache;
+pub mod java;
 mod kafka;
-mod maven;
+pub mod maven;
 mod ports;
 mod postgres;
 mod process;

@@ -1,12 +1,36 @@
 //! Fetching artifacts with the `mvn` client, which brings the user's own settings: mirrors,
 //! proxies, credentials.
 
+use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, anyhow, bail};
 
-use crate::spawner;
+use crate::{cache, spawner};
+
+/// The directory of all jars that a POM depends on, in the user's cache under `name`, which is to
+/// change with the POM. Fetched at the first call on this machine, after a line to `report`. Errors
+/// name `what` could not be fetched and an `alternative` that needs no download.
+pub fn jars(name: &str, pom: &str, what: &str, alternative: &str, report: &dyn Fn(&str)) -> Result<PathBuf> {
+    cache::entry(&cache::user_dir()?, name, |into| {
+        report(&format!("fetching {what}, once"));
+        let file = into.join("pom.xml");
+        fs::write(&file, pom)?;
+        run(
+            &[
+                "-f".into(),
+                file.display().to_string(),
+                "dependency:copy-dependencies".into(),
+                "-DincludeScope=runtime".into(),
+                format!("-DoutputDirectory={}", into.display()),
+            ],
+            what,
+            alternative,
+        )
+    })
+}
 
 /// Runs `mvn` quietly. Errors name `what` could not be fetched and an `alternative` that needs no
 /// download.

@@ -1,11 +1,10 @@
 # `make` lists what there is.
-ROWS ?= 1000000
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
 
 setup: ## install what is missing beside Rust, or say what it is
 	@dev/setup
@@ -21,5 +20,8 @@ check: setup ## formatting, lints and documentation, as CI has them
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
 
+# ROWS=200000 is short; unset, each has its own default.
+bench_rows = $(if $(ROWS),--rows $(ROWS))
+
 bench: setup ## rates side by side with a bare producer and a bare COPY; ROWS=200000 is short
-	@cargo run --release -p bench -- --rows $(ROWS)
+	@cargo run --release -p bench -- $(bench_rows)

@@ -4,23 +4,36 @@
 use std::{sync::Arc, time::Instant};
 
 use anyhow::Result;
+use events::stock::StockEvent;
 use runtime::PostgresSettings;
 use sqlx::postgres::PgPoolOptions;
-use stock::JournalRow;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::measured::Measured;
 
-/// Copies each partition's events in order. The processor time is the client's, and not measured.
+/// The order of the rows of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Order {
+    OfTopic,
+    OfIds,
+}
+
+/// Copies each partition's events batch by batch. Its processor time is not measured.
 pub(crate) async fn copy(
     settings: &PostgresSettings,
-    partitions: Vec<Vec<JournalRow>>,
+    mut partitions: Vec<Vec<StockEvent>>,
     batch_size: usize,
     transactions: u32,
+    order: Order,
 ) -> Result<Measured> {
     let options = runtime::postgres::options(settings, "bench");
     let pool = PgPoolOptions::new().max_connections(transactions).connect_with(options).await?;
     let count = partitions.iter().map(|events| events.len() as u64).sum();
+    if let Order::OfIds = order {
+        for batch in partitions.iter_mut().flat_map(|events| events.chunks_mut(batch_size)) {
+            batch.sort_unstable_by_key(|event| event.transaction_id);
+        }
+    }
     let at_a_time = Arc::new(Semaphore::new(transactions as usize));
     let began = Instant::now();
     let mut tasks = JoinSet::new();

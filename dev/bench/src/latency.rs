@@ -21,9 +21,10 @@ use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use crate::{
-    importing::{wait_for, warm_up},
+    importer_rounds::warm_up,
     measured::Process,
-    projecting::wait_until_read,
+    progress::wait_until_applied,
+    wait,
     world::{PARTITIONS, Round, World},
 };
 
@@ -83,7 +84,7 @@ fn events_latency(world: &World, tokio: &Runtime) -> Result<(f64, f64)> {
     // one event before, so that all is connected and ready
     let (key, payload) = event(Card { store: 0, item: 0 });
     send(&producer, topic, count, &key, &payload)?;
-    wait_until_read(tokio, &round, 1)?;
+    wait_until_applied(tokio, &round, 1)?;
 
     let watched = std::thread::scope(|scope| {
         let watching = scope.spawn(|| watch(tokio, &round, count as i64 + 1));
@@ -99,9 +100,9 @@ fn events_latency(world: &World, tokio: &Runtime) -> Result<(f64, f64)> {
             produced.push(Instant::now());
             send(&producer, topic, number, &key, &payload)?;
         }
-        wait_for(|| {
+        wait::until(wait::PAUSE, || {
             producer.poll(Duration::ZERO);
-            delivered.0.lock().unwrap_or_else(PoisonError::into_inner).len() == count + 1
+            Ok(delivered.0.lock().unwrap_or_else(PoisonError::into_inner).len() == count + 1)
         })?;
         let seen = watching.join().map_err(|_| anyhow::anyhow!("the watching thread panicked"))??;
         anyhow::Ok((produced, seen))
@@ -152,7 +153,7 @@ fn row_latency(world: &World, tokio: &Runtime) -> Result<f64> {
     let round = world.round(tokio, PARTITIONS)?;
     let processes = [Process::start(&["importer"], &round.variables)?, Process::start(&["stock"], &round.variables)?];
     warm_up(&round)?;
-    wait_until_read(tokio, &round, 1)?;
+    wait_until_applied(tokio, &round, 1)?;
     let options = runtime::postgres::options(&round.postgres, "bench");
     let mut connection = tokio.block_on(PgConnection::connect_with(&options))?;
     let staged = round.directory.join("staged.csv");

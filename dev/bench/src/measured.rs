@@ -1,11 +1,12 @@
 //! A child process, and what it used.
 
 use std::{
-    process::{Child, Command},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, ExitStatus},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// How long so many things took, and what the process used meanwhile.
 #[derive(Debug, Clone, Copy)]
@@ -38,47 +39,69 @@ impl std::fmt::Display for Measured {
     }
 }
 
-/// This program again, as one of its children.
-pub(crate) struct Process(Child);
+/// A child process that is measured; killed when dropped before its end.
+pub(crate) struct Process {
+    child: Child,
+    ended: bool,
+}
 
 impl Process {
+    /// This program again, as one of its children.
     pub(crate) fn start(arguments: &[&str], variables: &[(String, String)]) -> Result<Process> {
-        let program = std::env::current_exe()?;
-        let child = Command::new(program)
+        let mut command = Command::new(std::env::current_exe()?);
+        command
             .args(arguments)
             .env("LOG_LEVEL", std::env::var("LOG_LEVEL").unwrap_or_else(|_| "warn".into()))
-            .envs(variables.iter().map(|(name, value)| (name, value)))
-            .spawn()
-            .context("starting a child")?;
-        Ok(Process(child))
+            .envs(variables.iter().map(|(name, value)| (name, value)));
+        Process::spawn(command)
     }
 
-    /// Asks it to stop (or just waits), and says what it used: processor time and peak memory.
-    pub(crate) fn end(self, ask: bool) -> Result<(Duration, f64)> {
-        let pid = self.0.id() as libc::pid_t;
+    /// Another program.
+    pub(crate) fn spawn(mut command: Command) -> Result<Process> {
+        let child = command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))?;
+        Ok(Process { child, ended: false })
+    }
+
+    /// Fails if it has ended by itself.
+    pub(crate) fn ensure_running(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            self.ended = true;
+            bail!("a measured process ended: {status}");
+        }
+        Ok(())
+    }
+
+    /// Asks it to stop (or just waits), and returns what it used: processor time and peak memory.
+    pub(crate) fn end(mut self, ask: bool) -> Result<(Duration, f64)> {
+        let pid = self.child.id() as libc::pid_t;
         // not ru_maxrss: that also counts this program's memory, shared until the child's exec. One
         // that ends by itself is not asked: it would be asked too early
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
         let peak_mib = peak.filter(|_| ask).map_or(0.0, |kib: f64| kib / 1024.0);
         // SAFETY: the child is not waited for yet, so the pid is its own; wait4 fills what it is given.
-        unsafe {
+        let (status, usage) = unsafe {
             if ask {
                 libc::kill(pid, libc::SIGTERM);
             }
             let (mut status, mut usage) = (0, std::mem::zeroed::<libc::rusage>());
-            if libc::wait4(pid, &mut status, 0, &mut usage) != pid || status != 0 {
-                bail!("a child ended with status {status}");
-            }
-            let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1_000);
-            Ok((time(usage.ru_utime) + time(usage.ru_stime), peak_mib))
-        }
+            ensure!(libc::wait4(pid, &mut status, 0, &mut usage) == pid, "cannot wait for a measured process");
+            (ExitStatus::from_raw(status), usage)
+        };
+        self.ended = true;
+        // Java's exit status after a clean shutdown on SIGTERM
+        let by_signal = ask && status.code() == Some(128 + libc::SIGTERM);
+        ensure!(status.success() || by_signal, "a measured process ended: {status}");
+        let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1_000);
+        Ok((time(usage.ru_utime) + time(usage.ru_stime), peak_mib))
     }
 }
 
-/// The middle one.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
 }

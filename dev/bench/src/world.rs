@@ -1,24 +1,17 @@
-//! Where it is measured: a private Kafka and Postgres, a new topic and database for each round,
-//! and the rows.
+//! Where it is measured: a private Kafka and Postgres, new topics and a new database for each round.
 
-use std::{
-    fs::File,
-    io::{BufWriter, Write},
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use anyhow::Result;
-use events::{
-    Header, Row, RowReader,
-    generate::{Generator, Shape},
-    stock::CSV,
-};
+use events::generate::Shape;
 use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, kafka};
 use sandbox::{Shared, shared};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-/// 50 stores x 2,000 items, 6 partitions: the shape.
+use crate::rows;
+
+/// Partitions of the events topic, unless a measurement is about their number.
 pub(crate) const PARTITIONS: i32 = 6;
 
 pub(crate) struct World {
@@ -36,31 +29,17 @@ pub(crate) struct Round {
     pub(crate) partitions: i32,
 }
 
-/// Incoming and sales that fit, and nothing else.
-pub(crate) fn plain() -> Shape {
-    Shape { early: 0.0, hopeless: 0.0, duplicates: 0.0, conflicts: 0.0, bad: 0.0, ..Shape::default() }
-}
-
 impl World {
     pub(crate) fn new() -> Result<World> {
         eprintln!("starting a private Kafka and Postgres ...");
         Ok(World { servers: shared(), files: tempfile::tempdir()? })
     }
 
-    /// A file of generated rows, made once.
-    pub(crate) fn csv(&self, rows: u64, shape: Shape, name: &str) -> Result<PathBuf> {
-        let path = self.files.path().join(format!("{name}-{rows}.csv"));
+    /// A file of generated rows, created at the first call.
+    pub(crate) fn csv(&self, count: u64, shape: Shape) -> Result<PathBuf> {
+        let path = self.files.path().join(format!("{count}-rows-{}-stores-{}-early.csv", shape.stores, shape.early));
         if !path.exists() {
-            let mut generator = Generator::new(1, shape)?;
-            let mut out = BufWriter::new(File::create(&path)?);
-            writeln!(out, "{}", CSV.header_line())?;
-            let mut line = Vec::new();
-            for _ in 0..rows {
-                line.clear();
-                generator.write_row(&mut line);
-                out.write_all(&line)?;
-            }
-            out.flush()?;
+            rows::write_csv(&path, count, shape)?;
         }
         Ok(path)
     }
@@ -83,34 +62,9 @@ impl World {
         let (health, shutdown) = (Health::default(), CancellationToken::new());
         tokio.block_on(async {
             kafka::ensure_topics(&kafka, &kafka.all_topics(), &health, &shutdown).await?;
-            runtime::postgres::connect(
-                &postgres,
-                "bench",
-                1,
-                &[&projection::MIGRATIONS, &stock::MIGRATIONS],
-                &health,
-                &shutdown,
-            )
-            .await?
-            .close()
-            .await;
+            runtime::postgres::connect(&postgres, "bench", 1, &health, &shutdown).await?.close().await;
             anyhow::Ok(())
         })?;
         Ok(Round { variables, kafka, postgres, directory, partitions })
     }
-}
-
-/// Key and payload of every row of a file that is accepted.
-pub(crate) fn records(file: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-    let text = std::fs::read(file)?;
-    let mut lines = text.split(|byte| *byte == b'\n');
-    let reader = RowReader::new(Header::read(lines.next().unwrap_or_default())?);
-    let mut row = Row::default();
-    let mut records = Vec::new();
-    for line in lines {
-        if reader.read(line, &mut row).is_ok() {
-            records.push((row.key.clone(), row.payload.clone()));
-        }
-    }
-    Ok(records)
 }

@@ -3,23 +3,19 @@
 
 use std::{
     path::Path,
-    thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, ensure};
-use rdkafka::{
-    error::KafkaError,
-    producer::{BaseProducer, BaseRecord, Producer},
-    types::RDKafkaErrorCode,
-};
+use rdkafka::producer::{BaseProducer, Producer};
 use runtime::{Environment, KafkaSettings, health::Health, kafka, lifecycle, logs};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::runtime::Runtime;
 
 use crate::{
     measured::{Measured, Process},
-    world::{self, PARTITIONS, Round, World},
+    rows, wait,
+    world::{PARTITIONS, Round, World},
 };
 
 pub(crate) struct Pair {
@@ -27,8 +23,8 @@ pub(crate) struct Pair {
     pub(crate) producer: Measured,
 }
 
-pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize) -> Result<Vec<Pair>> {
-    let file = world.csv(rows, world::plain(), "plain")?;
+pub(crate) fn compare(world: &World, tokio: &Runtime, count: u64, rounds: usize) -> Result<Vec<Pair>> {
+    let file = world.csv(count, rows::plain())?;
     println!(
         "\nimporter: from the file's appearance to the last acknowledgement; producer: the same payloads from memory"
     );
@@ -36,10 +32,10 @@ pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize) 
     for number in 0..rounds {
         // who goes first alternates
         let (importer, producer) = if number % 2 == 0 {
-            let producer = one_producer(world, tokio, &file, rows)?;
-            (one_importer(world, tokio, &file, rows)?, producer)
+            let producer = one_producer(world, tokio, &file, count)?;
+            (one_importer(world, tokio, &file, count)?, producer)
         } else {
-            (one_importer(world, tokio, &file, rows)?, one_producer(world, tokio, &file, rows)?)
+            (one_importer(world, tokio, &file, count)?, one_producer(world, tokio, &file, count)?)
         };
         println!("  importer {importer}\n  producer {producer}    ratio {:.3}", importer.rate() / producer.rate());
         pairs.push(Pair { importer, producer });
@@ -47,7 +43,7 @@ pub(crate) fn compare(world: &World, tokio: &Runtime, rows: u64, rounds: usize) 
     Ok(pairs)
 }
 
-fn one_importer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Result<Measured> {
+fn one_importer(world: &World, tokio: &Runtime, file: &Path, count: u64) -> Result<Measured> {
     let round = world.round(tokio, PARTITIONS)?;
     let importer = Process::start(&["importer"], &round.variables)?;
     warm_up(&round)?;
@@ -56,16 +52,16 @@ fn one_importer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Resul
     let receipt = round.directory.join("done/bench.csv.receipt.json");
     let appeared = SystemTime::now();
     std::fs::rename(&staged, round.directory.join("input/bench.csv"))?;
-    wait_for(|| receipt.exists())?;
+    wait::until(wait::PAUSE, || Ok(receipt.exists()))?;
     let receipt: serde_json::Value = serde_json::from_slice(&std::fs::read(receipt)?)?;
-    ensure!(receipt["accepted"] == rows, "the importer accepted {} of {rows} rows", receipt["accepted"]);
+    ensure!(receipt["accepted"] == count, "the importer accepted {} of {count} rows", receipt["accepted"]);
     let acknowledged = receipt["finished_at"].as_str().context("finished_at")?;
     let took = SystemTime::from(OffsetDateTime::parse(acknowledged, &Rfc3339)?).duration_since(appeared)?;
     let (cpu, peak_mib) = importer.end(true)?;
-    Ok(Measured { count: rows, took, cpu, peak_mib })
+    Ok(Measured { count, took, cpu, peak_mib })
 }
 
-fn one_producer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Result<Measured> {
+fn one_producer(world: &World, tokio: &Runtime, file: &Path, count: u64) -> Result<Measured> {
     let round = world.round(tokio, PARTITIONS)?;
     let timing = round.directory.join("took");
     let mut variables = round.variables;
@@ -75,7 +71,7 @@ fn one_producer(world: &World, tokio: &Runtime, file: &Path, rows: u64) -> Resul
     let text = std::fs::read_to_string(timing)?;
     let mut micros = text.split_whitespace().map(str::parse::<u64>);
     let mut next = || anyhow::Ok(Duration::from_micros(micros.next().context("timing")??));
-    Ok(Measured { count: rows, took: next()?, cpu: next()?, peak_mib })
+    Ok(Measured { count, took: next()?, cpu: next()?, peak_mib })
 }
 
 /// One row through the importer: when it is acknowledged, all is connected and ready.
@@ -84,7 +80,8 @@ pub(crate) fn warm_up(round: &Round) -> Result<()> {
     let staged = round.directory.join("warm.csv");
     std::fs::write(&staged, format!("{}\n{row}\n", events::stock::CSV.header_line()))?;
     std::fs::rename(&staged, round.directory.join("input/warm.csv"))?;
-    wait_for(|| round.directory.join("done/warm.csv.receipt.json").exists())
+    let receipt = round.directory.join("done/warm.csv.receipt.json");
+    wait::until(wait::PAUSE, || Ok(receipt.exists()))
 }
 
 /// The importer, in this process.
@@ -102,18 +99,13 @@ pub(crate) fn produce(file: &Path) -> Result<()> {
     let settings = KafkaSettings::read(&mut env);
     let timing = env.required("BENCH_TIMING", "file");
     env.finish()?;
-    let records = world::records(file)?;
+    let records = rows::records(file)?;
     let producer: BaseProducer = kafka::producer(&settings, "bench").create()?;
     let topic = settings.topic_of(&events::stock::EVENT_TYPE);
     producer.client().fetch_metadata(Some(topic), kafka::TIMEOUT)?;
     let (began, cpu) = (Instant::now(), cpu_time());
     for (number, (key, payload)) in records.iter().enumerate() {
-        let mut record = BaseRecord::to(topic).key(key).payload(payload);
-        while let Err((error, back)) = producer.send(record) {
-            ensure!(error == KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), "{error}");
-            record = back;
-            producer.poll(Duration::from_millis(10));
-        }
+        rows::send(&producer, topic, key, payload)?;
         if number % 1_000 == 0 {
             producer.poll(Duration::ZERO);
         }
@@ -132,14 +124,4 @@ fn cpu_time() -> Duration {
     };
     let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1_000);
     time(usage.ru_utime) + time(usage.ru_stime)
-}
-
-/// Waits for a file or a row.
-pub(crate) fn wait_for(mut condition: impl FnMut() -> bool) -> Result<()> {
-    let began = Instant::now();
-    while !condition() {
-        ensure!(began.elapsed() < Duration::from_secs(900), "it did not happen in 15 minutes");
-        thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
 }

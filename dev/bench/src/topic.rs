@@ -1,0 +1,60 @@
+//! What is in the events topic of a round.
+
+use std::{collections::HashSet, time::Duration};
+
+use anyhow::{Context, Result};
+use events::stock::{EVENT_TYPE, StockEvent};
+use rdkafka::{
+    Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+};
+use runtime::kafka;
+
+use crate::world::Round;
+
+/// The number of records.
+pub(crate) fn records(round: &Round) -> Result<u64> {
+    let consumer: BaseConsumer = kafka::consumer(&round.kafka, "bench", "bench").create()?;
+    let topic = round.kafka.topic_of(&EVENT_TYPE);
+    let mut total = 0;
+    for partition in 0..round.partitions {
+        total += consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT)?.1;
+    }
+    Ok(total.try_into()?)
+}
+
+/// The events of each partition, without those whose id came before.
+pub(crate) fn distinct_events(round: &Round) -> Result<Vec<Vec<StockEvent>>> {
+    let mut seen = HashSet::new();
+    let partitions = 0..round.partitions;
+    partitions
+        .map(|partition| {
+            let mut events = Vec::new();
+            read(round, partition, i64::MAX, |event| {
+                if seen.insert(event.transaction_id) {
+                    events.push(event);
+                }
+            })?;
+            Ok(events)
+        })
+        .collect()
+}
+
+/// Reads the last `most` records of a partition.
+fn read(round: &Round, partition: i32, most: i64, mut each: impl FnMut(StockEvent)) -> Result<()> {
+    let consumer: BaseConsumer = kafka::consumer(&round.kafka, "bench", "bench").create()?;
+    let topic = round.kafka.topic_of(&EVENT_TYPE);
+    let (low, high) = consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT)?;
+    let mut next = low.max(high.saturating_sub(most));
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(next))?;
+    consumer.assign(&list)?;
+    while next < high {
+        let message = consumer.poll(Duration::from_secs(10)).context("the topic cannot be read")??;
+        next = message.offset() + 1;
+        if let Ok(event) = StockEvent::decode(message.payload().unwrap_or_default()) {
+            each(event);
+        }
+    }
+    Ok(())
+}

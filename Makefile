@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test check bench bench-growth
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -25,3 +25,6 @@ bench_rows = $(if $(ROWS),--rows $(ROWS))
 
 bench: setup ## rates side by side with a bare producer and a bare COPY; ROWS=200000 is short
 	@cargo run --release -p bench -- $(bench_rows)
+
+bench-growth: setup ## the rate while the journal grows to 20,000,000 rows, plotted
+	@cargo run --release -p bench -- growth $(bench_rows)

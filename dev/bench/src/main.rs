@@ -1,8 +1,10 @@
-//! `make bench`: onhand beside other tools, in one run on the same servers. Rounds alternate; a ratio is the median of the rounds' ratios. The last lines
+//! `make bench` and `make bench-growth`: onhand beside other tools, in one run on
+//! the same servers. Rounds alternate; a ratio is the median of the rounds' ratios. The last lines
 //! are `name=value`.
 
 mod copying;
 mod figures;
+mod growth;
 mod importer_rounds;
 mod latency;
 mod measured;
@@ -18,6 +20,7 @@ mod world;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use tokio::runtime::Runtime;
+use world::World;
 
 #[derive(Parser)]
 #[command(about = "Measures onhand beside the bare tools it is built on")]
@@ -37,6 +40,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The stock service's rate while its journal grows
+    Growth {
+        /// Events to apply
+        #[arg(long, default_value_t = 20_000_000)]
+        rows: u64,
+    },
     #[command(flatten)]
     Child(Child),
 }
@@ -63,6 +72,7 @@ fn main() -> Result<()> {
         Some(Command::Child(Child::Importer)) => return tokio.block_on(importer_rounds::service()),
         Some(Command::Child(Child::Stock)) => return tokio.block_on(stock_rounds::service()),
         Some(Command::Child(Child::Producer { file })) => return importer_rounds::produce(&file),
+        Some(Command::Growth { rows }) => growth::measure(&World::new()?, &tokio, rows)?,
         None => suite::measure(&tokio, arguments.rows, arguments.rounds, &arguments.only)?,
     };
     println!("\n{figures}");

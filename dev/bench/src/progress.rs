@@ -1,6 +1,9 @@
 //! What the stock service has committed, over time.
 
-use std::time::{Duration, Instant};
+use std::{
+    fmt::Write,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use sqlx::{Connection, PgConnection};
@@ -74,6 +77,15 @@ impl Progress {
         };
         let share = count.saturating_sub(seen_before) as f64 / (seen - seen_before) as f64;
         at_before.as_secs_f64() + share.min(1.0) * (at - at_before).as_secs_f64()
+    }
+
+    /// `seconds,events` a line.
+    pub(crate) fn csv(&self) -> String {
+        let mut text = String::from("seconds,events\n");
+        for (at, count) in &self.samples {
+            let _ = writeln!(text, "{:.3},{count}", at.as_secs_f64());
+        }
+        text
     }
 }
 

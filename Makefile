@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench bench-growth
+.PHONY: help setup demo test check bench bench-growth bench-peers
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-24s %s\n", $$1, $$2 }'
@@ -28,3 +28,6 @@ bench: setup ## rates side by side with a bare producer and a bare COPY; ROWS=20
 
 bench-growth: setup ## the rate while the journal grows to 20,000,000 rows, plotted
 	@cargo run --release -p bench -- growth $(bench_rows)
+
+bench-peers: setup ## stock beside Debezium's JDBC sink, fetched from Maven Central
+	@cargo run --release -p bench -- peers $(bench_rows)

@@ -1,4 +1,4 @@
-//! `make bench` and `make bench-growth`: onhand beside other tools, in one run on
+//! `make bench`, `make bench-growth` and `make bench-peers`: onhand beside other tools, in one run on
 //! the same servers. Rounds alternate; a ratio is the median of the rounds' ratios. The last lines
 //! are `name=value`.
 
@@ -8,6 +8,7 @@ mod growth;
 mod importer_rounds;
 mod latency;
 mod measured;
+mod peers;
 mod pipeline;
 mod progress;
 mod rows;
@@ -46,6 +47,15 @@ enum Command {
         #[arg(long, default_value_t = 20_000_000)]
         rows: u64,
     },
+    /// The stock service beside Debezium's JDBC sink on Kafka Connect
+    Peers {
+        /// Events to apply
+        #[arg(long, default_value_t = 1_000_000)]
+        rows: u64,
+        /// Rounds of the comparison
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
     #[command(flatten)]
     Child(Child),
 }
@@ -73,6 +83,7 @@ fn main() -> Result<()> {
         Some(Command::Child(Child::Stock)) => return tokio.block_on(stock_rounds::service()),
         Some(Command::Child(Child::Producer { file })) => return importer_rounds::produce(&file),
         Some(Command::Growth { rows }) => growth::measure(&World::new()?, &tokio, rows)?,
+        Some(Command::Peers { rows, rounds }) => peers::compare(&tokio, rows, rounds)?,
         None => suite::measure(&tokio, arguments.rows, arguments.rounds, &arguments.only)?,
     };
     println!("\n{figures}");

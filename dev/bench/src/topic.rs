@@ -9,6 +9,7 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
 };
 use runtime::kafka;
+use uuid::Uuid;
 
 use crate::world::Round;
 
@@ -38,6 +39,15 @@ pub(crate) fn distinct_events(round: &Round) -> Result<Vec<Vec<StockEvent>>> {
             Ok(events)
         })
         .collect()
+}
+
+/// The id of the last event of each partition that has one.
+pub(crate) fn last_ids(round: &Round) -> Result<Vec<Uuid>> {
+    let mut ids = Vec::new();
+    for partition in 0..round.partitions {
+        read(round, partition, 1, |event| ids.push(event.transaction_id))?;
+    }
+    Ok(ids)
 }
 
 /// Reads the last `most` records of a partition.

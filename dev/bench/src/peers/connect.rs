@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use events::stock::EVENT_TYPE;
 
 use crate::{measured::Process, world::Round};
@@ -53,13 +53,15 @@ impl Connect {
         Ok(Connect { process: Process::spawn(java)?, log })
     }
 
-    /// Fails if the worker has ended, or a task of it.
+    /// Fails, with the end of the log, if the worker has ended or one of its tasks has failed.
     pub(crate) fn ensure_running(&mut self) -> Result<()> {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let failed = log.lines().find(|line| line.contains("Task threw an uncaught and unrecoverable exception"));
-        let failed = failed.map_or(Ok(()), |line| Err(anyhow::anyhow!("{line}")));
-        let end = log.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
-        failed.and_then(|()| self.process.ensure_running()).context(end).context("Kafka Connect failed")
+        let log = fs::read_to_string(&self.log)?;
+        let task_failed = log.contains("Task threw an uncaught and unrecoverable exception");
+        if self.process.ensure_running().is_err() || task_failed {
+            let lines: Vec<&str> = log.lines().collect();
+            bail!("Kafka Connect failed:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+        Ok(())
     }
 
     /// Stops it, and returns its processor time and peak memory.
@@ -73,6 +75,7 @@ fn worker(round: &Round, offsets: &Path) -> String {
         "bootstrap.servers={}
 listeners=http://127.0.0.1:0
 offset.storage.file.filename={}
+plugin.discovery=service_load
 key.converter=org.apache.kafka.connect.storage.StringConverter
 value.converter=org.apache.kafka.connect.json.JsonConverter
 consumer.max.poll.records=20000

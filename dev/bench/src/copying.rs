@@ -4,9 +4,9 @@
 use std::{sync::Arc, time::Instant};
 
 use anyhow::Result;
-use events::stock::StockEvent;
 use runtime::PostgresSettings;
 use sqlx::postgres::PgPoolOptions;
+use stock::JournalRow;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::measured::Measured;
@@ -21,7 +21,7 @@ pub(crate) enum Order {
 /// Copies each partition's events batch by batch. Its processor time is not measured.
 pub(crate) async fn copy(
     settings: &PostgresSettings,
-    mut partitions: Vec<Vec<StockEvent>>,
+    mut partitions: Vec<Vec<JournalRow>>,
     batch_size: usize,
     transactions: u32,
     order: Order,
@@ -31,7 +31,7 @@ pub(crate) async fn copy(
     let count = partitions.iter().map(|events| events.len() as u64).sum();
     if let Order::OfIds = order {
         for batch in partitions.iter_mut().flat_map(|events| events.chunks_mut(batch_size)) {
-            batch.sort_unstable_by_key(|event| event.transaction_id);
+            batch.sort_unstable_by_key(|row| row.event.transaction_id);
         }
     }
     let at_a_time = Arc::new(Semaphore::new(transactions as usize));

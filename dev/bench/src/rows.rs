@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use events::{
     Header, Row, RowReader,
     generate::{Generator, Shape},
-    stock::EVENT_TYPE,
+    stock::{CSV, EVENT_TYPE},
 };
 use rdkafka::{
     error::KafkaError,
@@ -39,7 +39,7 @@ pub(crate) fn million_cards() -> Shape {
 pub(crate) fn write_csv(path: &Path, rows: u64, shape: Shape) -> Result<()> {
     let mut generator = Generator::new(SEED, shape)?;
     let mut out = BufWriter::new(File::create(path)?);
-    writeln!(out, "{}", EVENT_TYPE.header_line())?;
+    writeln!(out, "{}", CSV.header_line())?;
     let mut line = Vec::new();
     for _ in 0..rows {
         line.clear();
@@ -68,7 +68,7 @@ pub(crate) fn records(file: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
 /// a file and in constant memory.
 pub(crate) fn fill(round: &Round, rows: u64, shape: Shape) -> Result<()> {
     let mut generator = Generator::new(SEED, shape)?;
-    let reader = RowReader::new(Header::read(EVENT_TYPE.header_line().as_bytes())?);
+    let reader = RowReader::new(Header::read(CSV.header_line().as_bytes())?);
     let producer: BaseProducer = kafka::producer(&round.kafka, "bench").create()?;
     let topic = round.kafka.topic_of(&EVENT_TYPE);
     let (mut line, mut row) = (Vec::new(), Row::default());

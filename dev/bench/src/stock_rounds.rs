@@ -3,8 +3,9 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use events::{generate::Shape, stock::StockEvent};
+use events::generate::Shape;
 use runtime::{Environment, health::Health, lifecycle, logs};
+use stock::JournalRow;
 use tokio::runtime::Runtime;
 
 use crate::{
@@ -114,7 +115,7 @@ pub(crate) fn run_stock(tokio: &Runtime, round: &Round) -> Result<StockRun> {
 
 /// The distinct events of each partition, and how the service would write them.
 struct Batches {
-    partitions: Vec<Vec<StockEvent>>,
+    partitions: Vec<Vec<JournalRow>>,
     batch_size: usize,
     transactions: u32,
 }

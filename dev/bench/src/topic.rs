@@ -3,12 +3,16 @@
 use std::{collections::HashSet, time::Duration};
 
 use anyhow::{Context, Result};
-use events::stock::{EVENT_TYPE, StockEvent};
+use events::{
+    Timestamp,
+    stock::{EVENT_TYPE, StockEvent},
+};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{BaseConsumer, Consumer},
 };
 use runtime::kafka;
+use stock::{JournalRow, Origin};
 use uuid::Uuid;
 
 use crate::world::Round;
@@ -24,16 +28,16 @@ pub(crate) fn records(round: &Round) -> Result<u64> {
     Ok(total.try_into()?)
 }
 
-/// The events of each partition, without those whose id came before.
-pub(crate) fn distinct_events(round: &Round) -> Result<Vec<Vec<StockEvent>>> {
+/// The events of each partition as rows of the journal, without those whose id came before.
+pub(crate) fn distinct_events(round: &Round) -> Result<Vec<Vec<JournalRow>>> {
     let mut seen = HashSet::new();
     let partitions = 0..round.partitions;
     partitions
         .map(|partition| {
             let mut events = Vec::new();
-            read(round, partition, i64::MAX, |event| {
-                if seen.insert(event.transaction_id) {
-                    events.push(event);
+            read(round, partition, i64::MAX, |row| {
+                if seen.insert(row.event.transaction_id) {
+                    events.push(row);
                 }
             })?;
             Ok(events)
@@ -45,13 +49,13 @@ pub(crate) fn distinct_events(round: &Round) -> Result<Vec<Vec<StockEvent>>> {
 pub(crate) fn last_ids(round: &Round) -> Result<Vec<Uuid>> {
     let mut ids = Vec::new();
     for partition in 0..round.partitions {
-        read(round, partition, 1, |event| ids.push(event.transaction_id))?;
+        read(round, partition, 1, |row| ids.push(row.event.transaction_id))?;
     }
     Ok(ids)
 }
 
 /// Reads the last `most` records of a partition.
-fn read(round: &Round, partition: i32, most: i64, mut each: impl FnMut(StockEvent)) -> Result<()> {
+fn read(round: &Round, partition: i32, most: i64, mut each: impl FnMut(JournalRow)) -> Result<()> {
     let consumer: BaseConsumer = kafka::consumer(&round.kafka, "bench", "bench").create()?;
     let topic = round.kafka.topic_of(&EVENT_TYPE);
     let (low, high) = consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT)?;
@@ -63,7 +67,8 @@ fn read(round: &Round, partition: i32, most: i64, mut each: impl FnMut(StockEven
         let message = consumer.poll(Duration::from_secs(10)).context("the topic cannot be read")??;
         next = message.offset() + 1;
         if let Ok(event) = StockEvent::decode(message.payload().unwrap_or_default()) {
-            each(event);
+            let recorded_at = message.timestamp().to_millis().map(Timestamp::from_millis);
+            each(JournalRow { event, origin: Origin { partition, offset: message.offset(), recorded_at } });
         }
     }
     Ok(())

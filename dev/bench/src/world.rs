@@ -62,7 +62,8 @@ impl World {
         let (health, shutdown) = (Health::default(), CancellationToken::new());
         tokio.block_on(async {
             kafka::ensure_topics(&kafka, &kafka.all_topics(), &health, &shutdown).await?;
-            runtime::postgres::connect(&postgres, "bench", 1, &health, &shutdown).await?.close().await;
+            let migrations = [&projection::MIGRATIONS, &stock::MIGRATIONS];
+            runtime::postgres::connect(&postgres, "bench", 1, &migrations, &health, &shutdown).await?.close().await;
             anyhow::Ok(())
         })?;
         Ok(Round { variables, kafka, postgres, directory, partitions })

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use uuid::Uuid;
 
-/// Groups of slots; with [`SLOTS`] of 4 bytes each, 4 MiB for about a million ids.
-const GROUPS: usize = 1 << 18;
+/// Groups of slots; with [`SLOTS`] of 4 bytes each, 2 MiB for about half a million ids.
+const GROUPS: usize = 1 << 17;
 const SLOTS: usize = 4;
 
-/// Fingerprints of the last million ids or so, shared by all workers of a process. It may forget an id,
+/// Fingerprints of the last half million ids or so, shared by all workers of a process. It may forget an id,
 /// and may (rarely) take one for another: a hint says only where to look first.
 #[derive(Debug)]
 pub(crate) struct RecentIds {
@@ -48,7 +48,7 @@ impl RecentIds {
         let (high, low) = id.as_u64_pair();
         // ids that are counted up, or begin with a time, must spread as random ones do
         let hash = (high.rotate_left(32) ^ low).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let group = (hash >> 46) as usize * SLOTS;
+        let group = (hash >> 47) as usize * SLOTS;
         (&self.slots[group..group + SLOTS], (hash as u32).max(1))
     }
 }

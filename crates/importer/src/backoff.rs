@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-const SHORTEST: Duration = Duration::from_millis(500);
-const LONGEST: Duration = Duration::from_secs(60);
+const MIN_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// When to try again.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,13 +38,13 @@ impl Backoff {
     }
 
     /// Something has changed: it may be worth a try soon.
-    pub(crate) fn hurry(&mut self, soon: Instant) {
+    pub(crate) fn retry_by(&mut self, soon: Instant) {
         self.due = self.due.map(|due| due.min(soon));
     }
 }
 
 fn pause(failures: u32) -> Duration {
-    SHORTEST.saturating_mul(1 << failures.min(10)).min(LONGEST)
+    MIN_PAUSE.saturating_mul(1 << failures.min(10)).min(MAX_PAUSE)
 }
 
 #[cfg(test)]
@@ -58,10 +58,10 @@ mod tests {
         assert!(backoff.is_due(now));
         let pauses: Vec<_> = (0..9).map(|_| (backoff.failed(now) - now).as_millis()).collect();
         assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
-        assert!(!backoff.is_due(now) && backoff.is_due(now + LONGEST));
-        backoff.pause_again(now + LONGEST);
-        assert_eq!(backoff.due(), Some(now + LONGEST + LONGEST));
-        backoff.hurry(now + SHORTEST);
-        assert_eq!(backoff.due(), Some(now + SHORTEST));
+        assert!(!backoff.is_due(now) && backoff.is_due(now + MAX_PAUSE));
+        backoff.pause_again(now + MAX_PAUSE);
+        assert_eq!(backoff.due(), Some(now + MAX_PAUSE + MAX_PAUSE));
+        backoff.retry_by(now + MIN_PAUSE);
+        assert_eq!(backoff.due(), Some(now + MIN_PAUSE));
     }
 }

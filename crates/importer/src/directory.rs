@@ -1,6 +1,8 @@
 //! The import directory: `input/` for files to come, `done/` and `rejected/` for those that went,
 //! `progress/` for how far the others are.
 
+pub(crate) mod names;
+
 use std::{
     ffi::OsStr,
     fs,
@@ -11,10 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::io::Errno;
 
-use crate::{
-    mover::{copy, replace},
-    names,
-};
+use crate::finish::copier::{copy, replace};
 
 /// Where things are.
 #[derive(Debug, Clone)]

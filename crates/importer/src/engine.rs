@@ -2,11 +2,12 @@
 //! acknowledgements, and ends files whose rows are all acknowledged. Nothing in it waits for one
 //! file alone.
 
-mod begin;
-mod broker;
-mod ends;
+pub(crate) mod active_file;
+mod finishing;
 mod lock;
-mod read_on;
+mod recovery;
+mod starting;
+mod take_back;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -18,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use ends::Ends;
+use finishing::PendingFinishes;
 use lock::Lock;
 use runtime::health::Health;
 use tokio::runtime::Handle;
@@ -26,48 +27,48 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Settings,
-    desk::{BEGUN, Desk},
     directory::Directory,
-    import::{Import, Slice, Stage},
-    late_growth::LateGrowth,
-    scan::Scan,
-    sender::Sender,
-    trouble::Troubles,
-    wake::Alarm,
+    engine::active_file::{ActiveFile, SliceResult, Stage},
+    find::{scan::Scan, watcher::ChangeWatcher},
+    finish::{blocked_files::BlockedFiles, late_growth::LateGrowth},
+    send::{
+        producer::Producer,
+        sink::{MAX_ACTIVE_FILES, Sink},
+    },
 };
 
 /// How many files are open at a time.
-const OPEN: usize = 64;
+const MAX_OPEN_FILES: usize = 64;
 /// How many packed files may be open beside these, which wait for a partition that takes nothing.
-const STALLED: usize = 512;
+const MAX_STALLED_PACKED_FILES: usize = 512;
 /// How much longer a file waits for Kafka for each file that is begun, before it is looked at again.
-const STALLED_EACH: Duration = Duration::from_micros(100);
+const STALL_PAUSE_PER_FILE: Duration = Duration::from_micros(100);
 /// How many names wait for their turn, other than by a listing.
-const NAMES: usize = 1_000;
+const MAX_HINTED_NAMES: usize = 1_000;
 /// How long the end may take.
-const FAREWELL: Duration = Duration::from_secs(6);
-const RETRY: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(6);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All that the importer's thread knows.
 pub(crate) struct Engine {
     settings: Settings,
     directory: Directory,
     health: Health,
-    alarm: Alarm,
-    desk: Desk,
+    watcher: ChangeWatcher,
+    sink: Sink,
     lock: Lock,
-    ends: Ends,
+    pending: PendingFinishes,
     scan: Scan,
-    troubles: Troubles,
+    blocked: BlockedFiles,
     late_growth: LateGrowth,
     /// Grown files that cannot be read on, of which that was said.
-    not_read_on: BTreeSet<PathBuf>,
+    not_taken_back: BTreeSet<PathBuf>,
     /// The failing file that is tried again, and since when.
-    trying: Option<(u64, Instant)>,
+    retried: Option<(u64, Instant)>,
     /// When to try the next failing file.
     next_try: Instant,
     /// Files on their way, by number, and their numbers by name.
-    imports: HashMap<u64, Import>,
+    active: HashMap<u64, ActiveFile>,
     numbers: HashMap<OsString, u64>,
     next_number: u64,
     /// Found, and not begun.
@@ -79,55 +80,55 @@ pub(crate) struct Engine {
     /// When to look at which file again.
     timers: BTreeSet<(Instant, u64)>,
     /// Nothing is sent before.
-    pause: Instant,
+    send_after: Instant,
     /// Where topics are made that have gone.
     tokio: Handle,
     shutdown: CancellationToken,
     /// When the broker last acknowledged something, and how much.
-    heard: (Instant, u64),
-    silent: bool,
-    looked_at_partitions: Instant,
+    last_acknowledged: (Instant, u64),
+    is_silent: bool,
+    partitions_checked: Instant,
 }
 
 impl Engine {
     /// Must be called on a Tokio runtime.
     pub(crate) fn new(settings: Settings, health: Health, shutdown: CancellationToken) -> Result<Engine> {
-        let alarm = Alarm::new();
+        let watcher = ChangeWatcher::new();
         let directory = Directory::create(&settings.directory)?;
-        let desk = Desk::new(Sender::new(&settings.kafka)?);
+        let sink = Sink::new(Producer::new(&settings.kafka)?);
         let lock = Lock::open(&directory).with_context(|| directory.progress.display().to_string())?;
-        let late_growth = LateGrowth::start(&directory, alarm.bell()).context("starting a thread")?;
+        let late_growth = LateGrowth::start(&directory, watcher.waker()).context("starting a thread")?;
         let now = Instant::now();
         let mut engine = Engine {
             lock,
-            ends: Ends::default(),
+            pending: PendingFinishes::default(),
             scan: Scan::new(settings.scan),
             settings,
             directory,
             health,
-            alarm,
-            desk,
-            troubles: Troubles::default(),
+            watcher,
+            sink,
+            blocked: BlockedFiles::default(),
             late_growth,
-            not_read_on: BTreeSet::new(),
-            trying: None,
+            not_taken_back: BTreeSet::new(),
+            retried: None,
             next_try: now,
-            imports: HashMap::new(),
+            active: HashMap::new(),
             numbers: HashMap::new(),
             next_number: 0,
             waiting: VecDeque::new(),
             queue: VecDeque::new(),
             stalled: BTreeSet::new(),
             timers: BTreeSet::new(),
-            pause: now,
+            send_after: now,
             tokio: Handle::current(),
             shutdown,
-            heard: (now, 0),
-            silent: false,
-            looked_at_partitions: now,
+            last_acknowledged: (now, 0),
+            is_silent: false,
+            partitions_checked: now,
         };
         if engine.settings.watch
-            && let Err(error) = engine.alarm.watch(&engine.directory.input)
+            && let Err(error) = engine.watcher.watch(&engine.directory.input)
         {
             tracing::warn!(
                 "changes in {} are not told of ({error}); it is listed every {} ms",
@@ -139,41 +140,41 @@ impl Engine {
     }
 
     /// A way to wake it.
-    pub(crate) fn bell(&self) -> SyncSender<OsString> {
-        self.alarm.bell()
+    pub(crate) fn waker(&self) -> SyncSender<OsString> {
+        self.watcher.waker()
     }
 
     /// Works until it is told to stop.
     pub(crate) fn run(mut self) -> Result<()> {
         while !self.lock.is_ours() {
             self.health.ill("directory", format!("another importer works in {}", self.settings.directory.display()));
-            self.alarm.wait(RETRY);
+            self.watcher.wait(RETRY_INTERVAL);
             if self.shutdown.is_cancelled() {
                 return Ok(());
             }
         }
         self.health.well("directory");
-        self.complete_what_a_crash_left();
+        self.finish_after_crash();
         tracing::info!("files dropped into {} are imported", self.directory.input.display());
         while !self.shutdown.is_cancelled() {
             let busy = self.turn()?;
             let time = if busy { Duration::ZERO } else { self.time_to_sleep() };
-            let woken = if self.desk.sender.flight().is_empty() {
-                self.alarm.wait(time)
+            let changes = if self.sink.producer.in_flight().is_empty() {
+                self.watcher.wait(time)
             } else {
                 if !time.is_zero() {
-                    self.desk.sender.wait();
+                    self.sink.producer.wait();
                 }
-                self.alarm.wait(Duration::ZERO)
+                self.watcher.wait(Duration::ZERO)
             };
-            self.scan.hint(woken.more);
-            for name in woken.names {
+            self.scan.hint(changes.overflowed);
+            for name in changes.names {
                 self.changed(name);
             }
         }
-        let end = Instant::now() + FAREWELL;
-        while !self.desk.sender.flight().is_empty() && !self.desk.sender.failed() && Instant::now() < end {
-            self.desk.sender.wait();
+        let end = Instant::now() + SHUTDOWN_TIMEOUT;
+        while !self.sink.producer.in_flight().is_empty() && !self.sink.producer.failed() && Instant::now() < end {
+            self.sink.producer.wait();
             self.take_acknowledgements();
         }
         Ok(())
@@ -181,40 +182,40 @@ impl Engine {
 
     /// One round; whether there is more to do at once.
     fn turn(&mut self) -> Result<bool> {
-        self.desk.sender.poll();
+        self.sink.producer.poll();
         self.take_acknowledgements();
         self.recover()?;
-        self.listen();
+        self.check_kafka();
         let now = Instant::now();
-        if now < self.pause || self.desk.sender.failed() {
+        if now < self.send_after || self.sink.producer.failed() {
             return Ok(false);
         }
         if self.waiting.is_empty() && self.scan.is_due(now) {
-            self.look_for_files();
+            self.list_input();
         }
-        self.try_ends_again(now);
-        self.take_copies();
-        self.read_on();
-        self.try_failing(now);
+        self.retry_finishes(now);
+        self.take_finished_copies();
+        self.take_back_grown();
+        self.retry_blocked(now);
         while let Some((time, number)) = self.timers.first().copied()
             && time <= now
         {
             self.timers.remove(&(time, number));
-            match self.imports.get_mut(&number) {
-                Some(import) if import.stage == Stage::Parked => {
-                    import.stage = Stage::Reading;
+            match self.active.get_mut(&number) {
+                Some(file) if file.stage == Stage::Idle => {
+                    file.stage = Stage::Reading;
                     self.queue.push_back(number);
                 }
-                Some(import) if import.stage == Stage::Finishing => self.finish(number),
+                Some(file) if file.stage == Stage::Finishing => self.finish(number),
                 _ => {}
             }
         }
-        while self.queue.len() + self.stalled.len().saturating_sub(STALLED) < OPEN
-            && ((self.imports.len() + self.ends.copies()) as u64) < BEGUN
+        while self.queue.len() + self.stalled.len().saturating_sub(MAX_STALLED_PACKED_FILES) < MAX_OPEN_FILES
+            && ((self.active.len() + self.pending.copies()) as u64) < MAX_ACTIVE_FILES
         {
             let Some(name) = self.waiting.pop_front() else { break };
             // these have their turn one at a time
-            if !self.troubles.is_failing(&name) {
+            if !self.blocked.is_failing(&name) {
                 self.begin(name);
             }
         }
@@ -225,49 +226,49 @@ impl Engine {
     /// Gives a file its slice; false: it can do nothing now, and another one may not either.
     fn work(&mut self, number: u64) -> bool {
         self.stalled.remove(&number);
-        let begun = self.imports.len() as u32;
-        let Some(import) = self.imports.get_mut(&number) else { return true };
-        let slice = match import.slice(&mut self.desk, self.settings.quiet_times()) {
-            Ok(slice) => slice,
+        let begun = self.active.len() as u32;
+        let Some(file) = self.active.get_mut(&number) else { return true };
+        let result = match file.run_slice(&mut self.sink, self.settings.quiet_periods()) {
+            Ok(result) => result,
             Err(error) => {
-                import.failed(error.to_string());
-                if import.reading.in_flight == 0 {
+                file.failed(error.to_string());
+                if file.reader.in_flight == 0 {
                     self.give_up(number);
                 }
                 return true;
             }
         };
-        match slice {
-            Slice::More => self.queue.push_back(number),
-            Slice::Wait => {
+        match result {
+            SliceResult::More => self.queue.push_back(number),
+            SliceResult::WaitForKafka => {
                 self.queue.push_back(number);
                 return false;
             }
-            Slice::Park => {
-                import.stage = Stage::Parked;
+            SliceResult::Idle => {
+                file.stage = Stage::Idle;
                 self.timers.insert((Instant::now() + self.settings.quiet.min(self.settings.scan), number));
             }
-            Slice::Stalled => {
-                import.stage = Stage::Parked;
-                if import.reading.source.is_some() {
+            SliceResult::Stalled => {
+                file.stage = Stage::Idle;
+                if file.reader.source.is_some() {
                     self.stalled.insert(number);
                 }
-                let pause = self.settings.quiet.min(self.settings.scan) + STALLED_EACH * begun;
+                let pause = self.settings.quiet.min(self.settings.scan) + STALL_PAUSE_PER_FILE * begun;
                 self.timers.insert((Instant::now() + pause, number));
             }
-            Slice::Ended => {
-                import.stage = Stage::Draining;
-                if import.reading.in_flight == 0 {
+            SliceResult::Ended => {
+                file.stage = Stage::Draining;
+                if file.reader.in_flight == 0 {
                     self.finish(number);
                 }
             }
-            Slice::Anew(why) => self.begin_anew(number, &why),
+            SliceResult::Restart(why) => self.restart(number, &why),
         }
         true
     }
 
     /// Reports a part as healthy or not, by what has just been done there.
-    fn note(&self, part: &'static str, done: io::Result<()>) {
+    fn report_io(&self, part: &'static str, done: io::Result<()>) {
         match done {
             Ok(()) => self.health.well(part),
             Err(error) => self.health.ill(part, format!("{}: {error}", self.settings.directory.display())),
@@ -276,9 +277,9 @@ impl Engine {
 
     fn time_to_sleep(&self) -> Duration {
         let timer = self.timers.first().map(|(time, _)| *time);
-        let next_try = self.troubles.any_failing().then_some(self.next_try);
-        let next = [Some(self.scan.due()), timer, self.ends.due(), next_try].into_iter().flatten().min();
+        let next_try = self.blocked.any_failing().then_some(self.next_try);
+        let next = [Some(self.scan.due()), timer, self.pending.due(), next_try].into_iter().flatten().min();
         let next = next.map_or(self.settings.scan, |next| next.saturating_duration_since(Instant::now()));
-        next.max(self.pause.saturating_duration_since(Instant::now())).min(Duration::from_secs(1))
+        next.max(self.send_after.saturating_duration_since(Instant::now())).min(Duration::from_secs(1))
     }
 }

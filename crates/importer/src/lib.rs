@@ -3,34 +3,19 @@
 //! It knows event types from their declarations only.
 
 mod backoff;
-mod desk;
 mod directory;
 mod engine;
-mod figures;
+mod find;
 mod finish;
-mod flight;
-mod import;
-mod late_growth;
-mod limits;
-mod lines;
-mod mark;
-mod mover;
-mod names;
-mod partitions;
-mod quiet;
-mod reading;
-mod receipt;
-mod refused;
-mod scan;
-mod sender;
+mod import_file;
+mod metrics;
+mod progress;
+mod read;
+mod send;
 mod service;
 mod settings;
-mod single;
-mod source;
-mod trouble;
-mod wake;
 
-pub use receipt::Receipt;
+pub use finish::receipt::Receipt;
+pub use import_file::{ImportProgress, import_file};
 pub use service::run;
 pub use settings::Settings;
-pub use single::{Pace, import_file};

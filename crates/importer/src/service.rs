@@ -16,7 +16,7 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
     }
     waited?;
     let engine = Engine::new(settings, health, shutdown.clone())?;
-    let bell = engine.bell();
+    let waker = engine.waker();
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("importer".into())
@@ -26,7 +26,7 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
         .context("starting the importer's thread")?;
     let ring = async {
         shutdown.cancelled().await;
-        let _ = bell.try_send(Default::default());
+        let _ = waker.try_send(Default::default());
         std::future::pending::<()>().await
     };
     tokio::select! {

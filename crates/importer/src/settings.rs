@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use runtime::{Environment, KafkaSettings};
 
-use crate::{quiet::QuietTimes, source::Links};
+use crate::{finish::stability::QuietPeriods, read::source::Links};
 
 /// What the importer is told by its environment.
 #[derive(Debug, Clone)]
@@ -27,8 +27,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub(crate) fn quiet_times(&self) -> QuietTimes {
-        QuietTimes { known: self.quiet, unsure: self.unsure }
+    pub(crate) fn quiet_periods(&self) -> QuietPeriods {
+        QuietPeriods { known: self.quiet, unsure: self.unsure }
     }
 
     pub(crate) fn links(&self) -> Links {

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use importer::{Pace, Receipt};
+use importer::{ImportProgress, Receipt};
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::{KafkaSettings, health::Health, kafka, logs};
 use tokio_util::sync::CancellationToken;
@@ -95,11 +95,11 @@ fn import(settings: &KafkaSettings, file: &Path) -> Result<Receipt> {
     );
     bar.set_prefix(file.display().to_string());
     let mut told = false;
-    let receipt = importer::import_file(settings, file, |pace| {
-        bar.set_length(pace.bytes_total.max(1));
-        bar.set_position(pace.bytes_done);
-        bar.set_message(progress(&pace, bar.elapsed()));
-        if pace.silence > SILENCE && bar.is_hidden() && !std::mem::replace(&mut told, true) {
+    let receipt = importer::import_file(settings, file, |progress| {
+        bar.set_length(progress.bytes_total.max(1));
+        bar.set_position(progress.bytes_done);
+        bar.set_message(progress_line(&progress, bar.elapsed()));
+        if progress.silence > SILENCE && bar.is_hidden() && !std::mem::replace(&mut told, true) {
             eprintln!("onhand: waiting for Kafka at {}", settings.broker_url);
         }
     });
@@ -107,12 +107,12 @@ fn import(settings: &KafkaSettings, file: &Path) -> Result<Receipt> {
     receipt
 }
 
-fn progress(pace: &Pace, elapsed: Duration) -> String {
-    if pace.silence > SILENCE {
-        return format!("waiting for Kafka ({} s)", pace.silence.as_secs());
+fn progress_line(progress: &ImportProgress, elapsed: Duration) -> String {
+    if progress.silence > SILENCE {
+        return format!("waiting for Kafka ({} s)", progress.silence.as_secs());
     }
-    let rows = pace.accepted + pace.refused;
-    let refused = if pace.refused > 0 { format!(", {} refused", pace.refused) } else { String::new() };
+    let rows = progress.accepted + progress.refused;
+    let refused = if progress.refused > 0 { format!(", {} refused", progress.refused) } else { String::new() };
     format!("{rows} rows, {:.0}/s{refused}", rows as f64 / elapsed.as_secs_f64().max(0.001))
 }
 

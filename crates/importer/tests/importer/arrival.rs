@@ -7,28 +7,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::house::{HEADER, House, csv, gzip, row};
+use crate::fixture::{Fixture, HEADER, csv, gzip, row};
 
 #[test]
 fn a_row_becomes_a_record_and_a_bad_row_comes_back() {
-    let house = House::started();
-    house.drop_in("a.csv", csv([4]) + "\nbad\n" + &row(5).replace(",6", ",0") + "\n");
-    let receipt = house.receipt("done", "a.csv");
+    let fixture = Fixture::started();
+    fixture.drop_in("a.csv", csv([4]) + "\nbad\n" + &row(5).replace(",6", ",0") + "\n");
+    let receipt = fixture.receipt("done", "a.csv");
     assert_eq!(
         (receipt.file.as_str(), receipt.event_type.as_deref(), receipt.rows, receipt.accepted, receipt.refused),
         ("a.csv", Some("stock"), 3, 1, 2)
     );
     assert_eq!(
         (receipt.bytes, receipt.rejected.as_deref(), receipt.error),
-        (house.text("done/a.csv").len() as u64, Some("a.csv"), None)
+        (fixture.text("done/a.csv").len() as u64, Some("a.csv"), None)
     );
-    let [event] = &house.events()[..] else { panic!("one event") };
+    let [event] = &fixture.events()[..] else { panic!("one event") };
     assert_eq!(event.key, "4-4");
     assert_eq!(
         event.payload,
         r#"{"transaction_id":"00000000-0000-4000-8000-000000000004","event_type":"incoming","date":"2019-04-14T03:47:13Z","store_number":"4","item_number":"4","value":"5"}"#
     );
-    let errors = house.errors();
+    let errors = fixture.errors();
     let payloads: Vec<_> = errors.iter().map(|record| record.payload.as_str()).collect();
     assert_eq!(
         payloads,
@@ -37,12 +37,12 @@ fn a_row_becomes_a_record_and_a_bad_row_comes_back() {
             r#"{"transaction_id":"00000000-0000-4000-8000-000000000005","event_type":"incoming","date":"2019-04-14T03:47:13Z","store_number":"0","item_number":"5","value":"0","error":"value: \"0\" is not a whole number from 1 to 2147483647","file":"a.csv","line":5,"byte":140,"column":"value"}"#,
         ]
     );
-    assert_eq!(errors[0].headers["__connect.errors.topic"], house.events);
-    assert_eq!(house.names("input"), [""; 0]);
-    assert_eq!(house.in_progress(), [""; 0]);
-    assert!(house.text("done/a.csv.receipt.json").ends_with("}\n"));
-    let size = house.text("done/a.csv").len();
-    house.wait_for_log(&format!(
+    assert_eq!(errors[0].headers["__connect.errors.topic"], fixture.events);
+    assert_eq!(fixture.names("input"), [""; 0]);
+    assert_eq!(fixture.in_progress(), [""; 0]);
+    assert!(fixture.text("done/a.csv.receipt.json").ends_with("}\n"));
+    let size = fixture.text("done/a.csv").len();
+    fixture.wait_for_log(&format!(
         "finished \"a.csv\" ({size} bytes): 3 rows, 1 accepted, 2 refused (see rejected/a.csv) in "
     ));
 }
@@ -54,18 +54,18 @@ fn quickest(mut attempt: impl FnMut(usize) -> Duration) -> Duration {
 
 #[test]
 fn a_file_is_finished_as_soon_as_it_has_been_quiet() {
-    let house = House::started();
-    house.wait_for_log("are imported");
+    let fixture = Fixture::started();
+    fixture.wait_for_log("are imported");
     for kind in ["copied.csv", "moved.csv", "packed.csv.gz"] {
         let time = quickest(|attempt| {
             let name = format!("{attempt}-{kind}");
             let content = if kind.ends_with("gz") { gzip(csv(0..10)) } else { csv(0..10).into_bytes() };
             match kind {
-                "moved.csv" => house.drop_in(&name, content),
-                _ => fs::write(house.input(&name), content).expect("a file"),
+                "moved.csv" => fixture.drop_in(&name, content),
+                _ => fs::write(fixture.input(&name), content).expect("a file"),
             }
             let complete = Instant::now();
-            assert_eq!(house.counts("done", &name), (10, 10, 0, None), "{name}");
+            assert_eq!(fixture.counts("done", &name), (10, 10, 0, None), "{name}");
             complete.elapsed()
         });
         // IMPORT_QUIET_MS is 250
@@ -75,18 +75,18 @@ fn a_file_is_finished_as_soon_as_it_has_been_quiet() {
 
 #[test]
 fn a_row_is_on_its_topic_within_milliseconds() {
-    let house = House::started();
-    house.drop_in("first.csv", csv([0]));
-    house.receipt("done", "first.csv");
-    let consumer = house.follow_events();
+    let fixture = Fixture::started();
+    fixture.drop_in("first.csv", csv([0]));
+    fixture.receipt("done", "first.csv");
+    let consumer = fixture.follow_events();
     let mut times: Vec<_> = (1..=40)
         .map(|number| {
-            fs::write(house.input(".coming"), csv([number])).expect("a file");
+            fs::write(fixture.input(".coming"), csv([number])).expect("a file");
             let begun = Instant::now();
-            fs::rename(house.input(".coming"), house.input(format!("{number}.csv"))).expect("its name");
+            fs::rename(fixture.input(".coming"), fixture.input(format!("{number}.csv"))).expect("its name");
             consumer.poll(Duration::from_secs(10)).expect("a record in time").expect("a record");
             let time = begun.elapsed();
-            house.receipt("done", &format!("{number}.csv"));
+            fixture.receipt("done", &format!("{number}.csv"));
             time
         })
         .collect();
@@ -98,8 +98,8 @@ fn a_row_is_on_its_topic_within_milliseconds() {
 
 #[test]
 fn a_file_that_is_written_slowly_is_read_as_it_grows_and_finished_once() {
-    let house = House::started();
-    let mut file = File::create(house.input("slow.csv")).expect("a file");
+    let fixture = Fixture::started();
+    let mut file = File::create(fixture.input("slow.csv")).expect("a file");
     writeln!(file, "{HEADER}").expect("written");
     for number in 0..5 {
         let line = row(number) + "\n";
@@ -109,75 +109,75 @@ fn a_file_that_is_written_slowly_is_read_as_it_grows_and_finished_once() {
         if number == 3 {
             // longer than the file may be quiet: but we still have it open
             let until = Instant::now() + Duration::from_millis(700);
-            house.wait("some time", || (Instant::now() > until).then_some(()));
+            fixture.wait("some time", || (Instant::now() > until).then_some(()));
         }
         file.write_all(second.as_bytes()).expect("written");
-        house.wait("the row", || (house.events().len() == number + 1).then_some(()));
-        assert_eq!(house.names("done"), [""; 0]);
+        fixture.wait("the row", || (fixture.events().len() == number + 1).then_some(()));
+        assert_eq!(fixture.names("done"), [""; 0]);
     }
     file.write_all(row(5).as_bytes()).expect("written");
     drop(file);
-    assert_eq!(house.counts("done", "slow.csv"), (6, 6, 0, None));
-    assert_eq!(house.numbers(), (0..6).collect::<Vec<_>>());
+    assert_eq!(fixture.counts("done", "slow.csv"), (6, 6, 0, None));
+    assert_eq!(fixture.numbers(), (0..6).collect::<Vec<_>>());
 }
 
 #[test]
 fn without_the_watcher_the_scan_alone_finds_everything() {
-    let mut house = House::new().set("IMPORT_WATCH", "false");
-    house.drop_in("before.csv", csv(0..3));
-    house.start();
-    assert_eq!(house.counts("done", "before.csv"), (3, 3, 0, None));
+    let mut fixture = Fixture::new().set("IMPORT_WATCH", "false");
+    fixture.drop_in("before.csv", csv(0..3));
+    fixture.start();
+    assert_eq!(fixture.counts("done", "before.csv"), (3, 3, 0, None));
     let time = quickest(|attempt| {
         let (name, first) = (format!("grows{attempt}.csv"), 3 + 4 * attempt);
-        let mut file = File::create(house.input(&name)).expect("a file");
+        let mut file = File::create(fixture.input(&name)).expect("a file");
         write!(file, "{}", csv(first..first + 2)).expect("written");
-        house.wait("the rows", || (house.events().len() == first + 2).then_some(()));
+        fixture.wait("the rows", || (fixture.events().len() == first + 2).then_some(()));
         write!(file, "{}\n{}\n", row(first + 2), row(first + 3)).expect("written");
         drop(file);
         let complete = Instant::now();
-        assert_eq!(house.counts("done", &name), (4, 4, 0, None));
+        assert_eq!(fixture.counts("done", &name), (4, 4, 0, None));
         complete.elapsed()
     });
     // IMPORT_QUIET_MS, and the time to notice that it was written to
     assert!(time < Duration::from_millis(700), "{time:?}");
-    assert_eq!(house.numbers(), (0..43).collect::<Vec<_>>());
+    assert_eq!(fixture.numbers(), (0..43).collect::<Vec<_>>());
 }
 
 #[test]
 fn hidden_and_temporary_names_are_left_alone_until_they_are_renamed() {
-    let house = House::started();
+    let fixture = Fixture::started();
     let names = [".x.csv", "x.csv.part", "x.csv.tmp", "x.csv~", "x.txt"];
     for (number, name) in names.iter().enumerate() {
-        fs::write(house.input(name), csv([number])).expect("a file");
+        fs::write(fixture.input(name), csv([number])).expect("a file");
     }
-    house.wait_for_log("is neither .csv nor .csv.gz");
-    house.drop_in("other.csv", csv([9]));
-    house.receipt("done", "other.csv");
-    assert_eq!(house.numbers(), [9]);
+    fixture.wait_for_log("is neither .csv nor .csv.gz");
+    fixture.drop_in("other.csv", csv([9]));
+    fixture.receipt("done", "other.csv");
+    assert_eq!(fixture.numbers(), [9]);
     for (number, name) in names.iter().enumerate() {
-        fs::rename(house.input(name), house.input(format!("renamed{number}.csv"))).expect("renamed");
-        house.receipt("done", &format!("renamed{number}.csv"));
+        fs::rename(fixture.input(name), fixture.input(format!("renamed{number}.csv"))).expect("renamed");
+        fixture.receipt("done", &format!("renamed{number}.csv"));
     }
-    assert_eq!(house.numbers(), [0, 1, 2, 3, 4, 9]);
+    assert_eq!(fixture.numbers(), [0, 1, 2, 3, 4, 9]);
 }
 
 #[test]
 fn columns_in_any_order_a_byte_order_mark_and_line_breaks_of_any_kind_are_fine() {
-    let house = House::started();
-    house.drop_in(
+    let fixture = Fixture::started();
+    fixture.drop_in(
         "a.csv",
         "\u{feff}value,note,item_number,store_number,date,event_type,transaction_id\r\n\r\n12,\"so, so\",3,4,2019-04-14T03:47:13+02:00,sale,8947695B-7f19-44b6-96b6-7f8ed041fe57",
     );
-    assert_eq!(house.counts("done", "a.csv"), (1, 1, 0, None));
+    assert_eq!(fixture.counts("done", "a.csv"), (1, 1, 0, None));
     assert_eq!(
-        house.events()[0].payload,
+        fixture.events()[0].payload,
         r#"{"transaction_id":"8947695B-7f19-44b6-96b6-7f8ed041fe57","event_type":"sale","date":"2019-04-14T03:47:13+02:00","store_number":"4","item_number":"3","value":"12"}"#
     );
 }
 
 #[test]
 fn strange_names_are_names() {
-    let house = House::started();
+    let fixture = Fixture::started();
     let long = format!("{}.csv", "ü".repeat(125));
     let names = [
         &b"with space.csv"[..],
@@ -187,39 +187,40 @@ fn strange_names_are_names() {
         long.as_bytes(),
     ];
     for (number, name) in names.iter().enumerate() {
-        house.drop_in(std::ffi::OsStr::from_bytes(name), csv([number]) + "bad\n");
+        fixture.drop_in(std::ffi::OsStr::from_bytes(name), csv([number]) + "bad\n");
     }
-    house.wait("receipts", || (house.names("done").len() == 2 * names.len()).then_some(()));
-    assert_eq!(house.numbers(), (0..names.len()).collect::<Vec<_>>());
-    assert_eq!(house.names("rejected").len(), names.len());
-    let files: Vec<_> = house.errors().iter().map(|record| record.json()["file"].as_str().map(str::to_owned)).collect();
+    fixture.wait("receipts", || (fixture.names("done").len() == 2 * names.len()).then_some(()));
+    assert_eq!(fixture.numbers(), (0..names.len()).collect::<Vec<_>>());
+    assert_eq!(fixture.names("rejected").len(), names.len());
+    let files: Vec<_> =
+        fixture.errors().iter().map(|record| record.json()["file"].as_str().map(str::to_owned)).collect();
     for name in names {
         let shown = String::from_utf8_lossy(name).into_owned();
-        assert!(house.path("done").join(std::ffi::OsStr::from_bytes(name)).exists(), "{shown:?}");
+        assert!(fixture.path("done").join(std::ffi::OsStr::from_bytes(name)).exists(), "{shown:?}");
         assert!(files.contains(&Some(shown)));
     }
 }
 
 #[test]
 fn a_name_that_was_there_before_gets_a_number() {
-    let house = House::started();
+    let fixture = Fixture::started();
     for number in 0..3 {
-        house.drop_in("daily.csv", csv([number]));
+        fixture.drop_in("daily.csv", csv([number]));
         let name = ["daily.csv", "daily-2.csv", "daily-3.csv"][number];
-        assert_eq!(house.counts("done", name), (1, 1, 0, None));
-        assert_eq!(house.text(&format!("done/{name}")), csv([number]));
+        assert_eq!(fixture.counts("done", name), (1, 1, 0, None));
+        assert_eq!(fixture.text(&format!("done/{name}")), csv([number]));
     }
 }
 
 #[test]
 fn a_rejected_file_that_was_corrected_imports_just_those_rows() {
-    let house = House::started();
-    house.drop_in(
+    let fixture = Fixture::started();
+    fixture.drop_in(
         "a.csv",
         csv([0]) + &row(1).replace("incoming", "incomming") + "\n" + &csv([2])[HEADER.len() + 1..] + "x,\"y\n",
     );
-    assert_eq!(house.counts("done", "a.csv"), (4, 2, 2, None));
-    let rejected = house.text("rejected/a.csv");
+    assert_eq!(fixture.counts("done", "a.csv"), (4, 2, 2, None));
+    let rejected = fixture.text("rejected/a.csv");
     assert_eq!(
         rejected,
         format!(
@@ -227,22 +228,22 @@ fn a_rejected_file_that_was_corrected_imports_just_those_rows() {
             row(1).replace("incoming", "incomming")
         )
     );
-    house.drop_in("a.csv", rejected.replace("incomming", "incoming"));
-    assert_eq!(house.counts("done", "a-2.csv"), (2, 1, 1, None));
-    assert_eq!(house.numbers(), [0, 1, 2]);
+    fixture.drop_in("a.csv", rejected.replace("incomming", "incoming"));
+    assert_eq!(fixture.counts("done", "a-2.csv"), (2, 1, 1, None));
+    assert_eq!(fixture.numbers(), [0, 1, 2]);
     assert_eq!(
-        house.text("rejected/a-2.csv"),
+        fixture.text("rejected/a-2.csv"),
         format!("{HEADER},error\nx,\"y,\"there is text behind the closing quote, at byte 7 of the line\"\n")
     );
 }
 
 #[test]
 fn rows_of_a_card_keep_their_order() {
-    let house = House::started();
-    house.drop_in("a.csv", csv(0..20_000));
-    assert_eq!(house.counts("done", "a.csv"), (20_000, 20_000, 0, None));
+    let fixture = Fixture::started();
+    fixture.drop_in("a.csv", csv(0..20_000));
+    assert_eq!(fixture.counts("done", "a.csv"), (20_000, 20_000, 0, None));
     let mut last = std::collections::HashMap::new();
-    for event in house.events() {
+    for event in fixture.events() {
         let before = last.insert(event.key.clone(), (event.partition, event.number()));
         assert!(before.is_none_or(|(partition, number)| partition == event.partition && number < event.number()));
     }

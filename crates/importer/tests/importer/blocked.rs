@@ -10,7 +10,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::house::{House, csv};
+use crate::fixture::{Fixture, csv};
 
 /// A free port of this machine.
 fn free_address() -> String {
@@ -28,65 +28,65 @@ fn health(address: &str) -> String {
 }
 
 /// Where the refused rows of a file are kept while it is read.
-fn part_of(house: &House, name: &str) -> std::path::PathBuf {
+fn part_of(fixture: &Fixture, name: &str) -> std::path::PathBuf {
     let key: String = Sha256::digest(name)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    house.path(format!("rejected/.{key}.part"))
+    fixture.path(format!("rejected/.{key}.part"))
 }
 
 #[test]
 fn while_done_cannot_be_written_it_says_so_and_new_files_are_imported_all_the_same() {
     let address = free_address();
-    let house = House::new().set("METRICS_ADDRESS", &address).start_now();
-    house.wait_for_log("are imported");
-    fs::rename(house.path("done"), house.path("kept")).expect("renamed");
-    fs::write(house.path("done"), "in the way").expect("a file");
-    house.drop_in("first.csv", csv([0]));
-    house.wait_for_log("\"first.csv\" is imported, but cannot be moved now");
-    house.wait("health to say so", || {
+    let fixture = Fixture::new().set("METRICS_ADDRESS", &address).start_now();
+    fixture.wait_for_log("are imported");
+    fs::rename(fixture.path("done"), fixture.path("kept")).expect("renamed");
+    fs::write(fixture.path("done"), "in the way").expect("a file");
+    fixture.drop_in("first.csv", csv([0]));
+    fixture.wait_for_log("\"first.csv\" is imported, but cannot be moved now");
+    fixture.wait("health to say so", || {
         health(&address).contains("done: 1 imported files cannot be moved: \"first.csv\": ").then_some(())
     });
     // more than are kept in memory at a time
     let many = 10_500;
     for number in 1..=many {
-        fs::write(house.input(format!(".{number}")), csv([number])).expect("a file");
-        fs::rename(house.input(format!(".{number}")), house.input(format!("{number}.csv"))).expect("renamed");
+        fs::write(fixture.input(format!(".{number}")), csv([number])).expect("a file");
+        fs::rename(fixture.input(format!(".{number}")), fixture.input(format!("{number}.csv"))).expect("renamed");
     }
-    house.wait_long("rows of all files", || {
-        let mut numbers = house.numbers();
+    fixture.wait_long("rows of all files", || {
+        let mut numbers = fixture.numbers();
         numbers.dedup();
         (numbers.len() == many + 1).then_some(())
     });
-    assert_eq!(house.numbers().len(), many + 1, "no row twice");
-    assert!(house.input("first.csv").exists());
+    assert_eq!(fixture.numbers().len(), many + 1, "no row twice");
+    assert!(fixture.input("first.csv").exists());
     // it has listed its input many times by now, without a fault
     assert!(health(&address).contains("imported files cannot be moved"), "{}", health(&address));
 
-    fs::remove_file(house.path("done")).expect("removed");
-    fs::rename(house.path("kept"), house.path("done")).expect("renamed");
-    house.wait_long("all to be moved", || (house.names("done").len() == 2 * (many + 1)).then_some(()));
-    house.wait_for_log("done is back");
+    fs::remove_file(fixture.path("done")).expect("removed");
+    fs::rename(fixture.path("kept"), fixture.path("done")).expect("renamed");
+    fixture.wait_long("all to be moved", || (fixture.names("done").len() == 2 * (many + 1)).then_some(()));
+    fixture.wait_for_log("done is back");
     assert!(health(&address).contains("200 OK"), "{}", health(&address));
-    assert_eq!(house.numbers().len(), many + 1, "no row twice");
+    assert_eq!(fixture.numbers().len(), many + 1, "no row twice");
 }
 
 #[test]
 fn while_input_cannot_be_searched_its_files_are_reported_and_none_is_taken_for_deleted() {
     let address = free_address();
-    let mut house = House::new().set("METRICS_ADDRESS", &address).set("IMPORT_UNSURE_MS", "3000");
-    if !house.start_as_another_user() {
+    let mut fixture = Fixture::new().set("METRICS_ADDRESS", &address).set("IMPORT_UNSURE_MS", "3000");
+    if !fixture.start_as_another_user() {
         println!("only root can see to it: not tested");
         return;
     }
-    let permit = |mode| fs::set_permissions(house.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
-    house.drop_in("begun.csv", csv(0..10));
-    house.wait("its rows", || (house.events().len() == 10 && house.in_progress().len() == 1).then_some(()));
+    let permit = |mode| fs::set_permissions(fixture.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
+    fixture.drop_in("begun.csv", csv(0..10));
+    fixture.wait("its rows", || (fixture.events().len() == 10 && fixture.in_progress().len() == 1).then_some(()));
     // listing it still works
     permit(0o600);
-    house.drop_in("next.csv", csv([10]));
-    house.wait("health to say so", || {
+    fixture.drop_in("next.csv", csv([10]));
+    fixture.wait("health to say so", || {
         health(&address).contains("files: 2 files cannot be imported: \"begun.csv\": ").then_some(())
     });
-    let receipt = house.receipt("rejected", "next.csv");
+    let receipt = fixture.receipt("rejected", "next.csv");
     assert!(receipt.left_in_place && receipt.error.is_some_and(|error| error.contains("Permission denied")));
     // through several listings
     let until = Instant::now() + Duration::from_secs(2);
@@ -94,59 +94,59 @@ fn while_input_cannot_be_searched_its_files_are_reported_and_none_is_taken_for_d
         assert!(health(&address).contains("files: 2 files cannot be imported"), "{}", health(&address));
         std::thread::sleep(Duration::from_millis(20));
     }
-    house.kill();
-    house.start_as_another_user();
-    house.wait("health to say so after a restart", || {
+    fixture.kill();
+    fixture.start_as_another_user();
+    fixture.wait("health to say so after a restart", || {
         health(&address).contains("files: 2 files cannot be imported: \"begun.csv\": ").then_some(())
     });
-    assert_eq!(house.names("done"), [""; 0]);
-    let input = house.path("input");
+    assert_eq!(fixture.names("done"), [""; 0]);
+    let input = fixture.path("input");
     fs::set_permissions(input, fs::Permissions::from_mode(0o755)).expect("chmod");
-    assert_eq!(house.counts("done", "begun.csv"), (10, 10, 0, None));
-    assert_eq!(house.counts("done", "next.csv"), (1, 1, 0, None));
-    assert_eq!(house.numbers(), (0..11).collect::<Vec<_>>(), "no row twice");
-    house.wait("health to be well", || health(&address).contains("200 OK").then_some(()));
-    assert_eq!(house.names("rejected"), [""; 0]);
+    assert_eq!(fixture.counts("done", "begun.csv"), (10, 10, 0, None));
+    assert_eq!(fixture.counts("done", "next.csv"), (1, 1, 0, None));
+    assert_eq!(fixture.numbers(), (0..11).collect::<Vec<_>>(), "no row twice");
+    fixture.wait("health to be well", || health(&address).contains("200 OK").then_some(()));
+    assert_eq!(fixture.names("rejected"), [""; 0]);
 }
 
 #[test]
 fn an_imported_file_that_cannot_be_looked_at_is_not_taken_for_moved() {
-    let mut house = House::new();
-    if !house.start_as_another_user() {
+    let mut fixture = Fixture::new();
+    if !fixture.start_as_another_user() {
         println!("only root can take input/ away from the importer: not tested");
         return;
     }
-    house.wait_for_log("are imported");
-    fs::rename(house.path("done"), house.path("kept")).expect("renamed");
-    fs::write(house.path("done"), "in the way").expect("a file");
-    house.drop_in("a.csv", csv([0]));
-    house.wait_for_log("\"a.csv\" is imported, but cannot be moved now");
-    let permit = |mode| fs::set_permissions(house.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
+    fixture.wait_for_log("are imported");
+    fs::rename(fixture.path("done"), fixture.path("kept")).expect("renamed");
+    fs::write(fixture.path("done"), "in the way").expect("a file");
+    fixture.drop_in("a.csv", csv([0]));
+    fixture.wait_for_log("\"a.csv\" is imported, but cannot be moved now");
+    let permit = |mode| fs::set_permissions(fixture.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
     permit(0o600);
-    fs::remove_file(house.path("done")).expect("removed");
-    fs::rename(house.path("kept"), house.path("done")).expect("renamed");
+    fs::remove_file(fixture.path("done")).expect("removed");
+    fs::rename(fixture.path("kept"), fixture.path("done")).expect("renamed");
     // its turn comes several times
     let until = Instant::now() + Duration::from_secs(4);
     while Instant::now() < until {
-        assert_eq!((house.names("done"), house.in_progress().len()), (vec![], 1));
+        assert_eq!((fixture.names("done"), fixture.in_progress().len()), (vec![], 1));
         std::thread::sleep(Duration::from_millis(20));
     }
     permit(0o755);
-    assert_eq!(house.counts("done", "a.csv"), (1, 1, 0, None));
-    assert_eq!(house.names("done"), ["a.csv", "a.csv.receipt.json"]);
-    assert_eq!((house.names("input"), house.in_progress()), (vec![], vec![]));
-    assert_eq!(house.numbers(), [0], "no row twice");
+    assert_eq!(fixture.counts("done", "a.csv"), (1, 1, 0, None));
+    assert_eq!(fixture.names("done"), ["a.csv", "a.csv.receipt.json"]);
+    assert_eq!((fixture.names("input"), fixture.in_progress()), (vec![], vec![]));
+    assert_eq!(fixture.numbers(), [0], "no row twice");
 }
 
 #[test]
 fn a_file_whose_refused_rows_cannot_be_kept_pauses_and_floods_no_topic() {
     let address = free_address();
-    let house = House::new().set("METRICS_ADDRESS", &address).start_now();
-    let in_the_way = part_of(&house, "a.csv");
+    let fixture = Fixture::new().set("METRICS_ADDRESS", &address).start_now();
+    let in_the_way = part_of(&fixture, "a.csv");
     fs::create_dir(&in_the_way).expect("a directory");
-    house.drop_in("a.csv", csv(0..1_000) + "bad\n");
-    house.wait_for_log("its refused rows can't be written to rejected/");
-    house.wait("health to say so", || {
+    fixture.drop_in("a.csv", csv(0..1_000) + "bad\n");
+    fixture.wait_for_log("its refused rows can't be written to rejected/");
+    fixture.wait("health to say so", || {
         health(&address).contains("files: 1 files cannot be imported: \"a.csv\"").then_some(())
     });
     let begun = Instant::now();
@@ -154,49 +154,49 @@ fn a_file_whose_refused_rows_cannot_be_kept_pauses_and_floods_no_topic() {
     // other files go on, and each listing finds this one again
     while begun.elapsed() < Duration::from_secs(5) {
         let name = format!("{number}.csv");
-        house.drop_in(&name, csv([number]));
-        house.receipt("done", &name);
+        fixture.drop_in(&name, csv([number]));
+        fixture.receipt("done", &name);
         number += 1;
     }
     assert!(health(&address).contains("files: 1 files"), "{}", health(&address));
-    let numbers = house.numbers();
+    let numbers = fixture.numbers();
     let sent = numbers.iter().filter(|number| **number < 1_000).count();
     assert!(sent <= 2_000, "{sent} records of 1,000 rows: sent again and again");
-    assert!(house.errors().len() <= 1, "a refusal is sent again and again, though its row cannot be kept");
+    assert!(fixture.errors().len() <= 1, "a refusal is sent again and again, though its row cannot be kept");
     fs::remove_dir(&in_the_way).expect("removed");
-    assert_eq!(house.counts("done", "a.csv"), (1_001, 1_000, 1, None));
-    house.wait_for_log("files is back");
+    assert_eq!(fixture.counts("done", "a.csv"), (1_001, 1_000, 1, None));
+    fixture.wait_for_log("files is back");
     let ids: std::collections::BTreeSet<_> =
-        house.errors().iter().map(|record| record.headers["ce_id"].clone()).collect();
+        fixture.errors().iter().map(|record| record.headers["ce_id"].clone()).collect();
     assert_eq!(ids.len(), 1);
 }
 
 #[test]
 fn what_is_acknowledged_of_a_failing_file_is_not_sent_again() {
-    let house = House::new().start_now();
-    let in_the_way = part_of(&house, "a.csv");
+    let fixture = Fixture::new().start_now();
+    let in_the_way = part_of(&fixture, "a.csv");
     fs::create_dir(&in_the_way).expect("a directory");
     // the fault is several buffers of the file away from its beginning
-    house.drop_in("a.csv", csv(0..20_000) + "bad\n");
-    house.wait_for_log("its refused rows can't be written to rejected/");
+    fixture.drop_in("a.csv", csv(0..20_000) + "bad\n");
+    fixture.wait_for_log("its refused rows can't be written to rejected/");
     fs::remove_dir(&in_the_way).expect("removed");
-    assert_eq!(house.counts("done", "a.csv"), (20_001, 20_000, 1, None));
-    let sent = house.numbers().len();
+    assert_eq!(fixture.counts("done", "a.csv"), (20_001, 20_000, 1, None));
+    let sent = fixture.numbers().len();
     assert!(sent < 24_000, "{sent} records of 20,000 rows");
 }
 
 #[test]
 fn names_that_cannot_be_imported_do_not_crowd_out_the_others() {
-    let mut house = House::new();
+    let mut fixture = Fixture::new();
     for number in 0..25_000 {
-        fs::create_dir(house.input(format!("{number}.csv"))).expect("a directory");
+        fs::create_dir(fixture.input(format!("{number}.csv"))).expect("a directory");
     }
     for number in 0..20 {
-        fs::write(house.input(format!("good{number}.csv")), csv([number])).expect("a file");
+        fs::write(fixture.input(format!("good{number}.csv")), csv([number])).expect("a file");
     }
-    house.start();
-    house.wait_long("the good ones", || (house.numbers() == (0..20).collect::<Vec<_>>()).then_some(()));
+    fixture.start();
+    fixture.wait_long("the good ones", || (fixture.numbers() == (0..20).collect::<Vec<_>>()).then_some(()));
     for number in 0..20 {
-        house.receipt("done", &format!("good{number}.csv"));
+        fixture.receipt("done", &format!("good{number}.csv"));
     }
 }

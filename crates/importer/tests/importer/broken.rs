@@ -13,28 +13,28 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::house::{HEADER, House, csv, gzip, row};
+use crate::fixture::{Fixture, HEADER, csv, gzip, row};
 
 /// The next file goes on.
-fn the_next_file_goes_on(house: &House) {
-    house.drop_in("next.csv", csv([77]));
-    assert_eq!(house.counts("done", "next.csv"), (1, 1, 0, None));
-    assert!(house.numbers().contains(&77));
+fn the_next_file_goes_on(fixture: &Fixture) {
+    fixture.drop_in("next.csv", csv([77]));
+    assert_eq!(fixture.counts("done", "next.csv"), (1, 1, 0, None));
+    assert!(fixture.numbers().contains(&77));
 }
 
 #[test]
 fn a_row_that_is_spoilt_spoils_no_other() {
-    let house = House::started();
+    let fixture = Fixture::started();
     let mut content = csv([0]).into_bytes();
     content.extend_from_slice(b"a,\"b,c,d,e,f\n");
     content.extend_from_slice(&[&row(1).as_bytes()[..60], b"\0", &row(1).as_bytes()[60..], b"\n"].concat());
     content.extend_from_slice(b"\xff\xfe,incoming,2019-04-14T03:47:13Z,1,1,1\n");
     content.extend_from_slice(row(2).as_bytes());
-    house.drop_in("a.csv", &content);
-    assert_eq!(house.counts("done", "a.csv"), (5, 2, 3, None));
-    assert_eq!(house.numbers(), [0, 2]);
+    fixture.drop_in("a.csv", &content);
+    assert_eq!(fixture.counts("done", "a.csv"), (5, 2, 3, None));
+    assert_eq!(fixture.numbers(), [0, 2]);
     let errors: Vec<_> =
-        house.errors().iter().map(|record| record.json()["error"].as_str().map(str::to_owned)).collect();
+        fixture.errors().iter().map(|record| record.json()["error"].as_str().map(str::to_owned)).collect();
     assert_eq!(
         errors.into_iter().flatten().collect::<Vec<_>>(),
         [
@@ -43,32 +43,32 @@ fn a_row_that_is_spoilt_spoils_no_other() {
             "transaction_id: \"\u{fffd}\u{fffd}\" is not valid UTF-8",
         ]
     );
-    let rejected = fs::read(house.path("rejected/a.csv")).expect("the refused rows");
+    let rejected = fs::read(fixture.path("rejected/a.csv")).expect("the refused rows");
     assert!(memchr::memmem::find(&rejected, b"\xff\xfe,incoming").is_some(), "original bytes are kept");
-    the_next_file_goes_on(&house);
+    the_next_file_goes_on(&fixture);
 }
 
 #[test]
 fn a_line_of_200_mb_is_refused_by_its_beginning_within_the_memory() {
-    let house = House::started();
+    let fixture = Fixture::started();
     let mut content = csv([0]).into_bytes();
     content.extend(std::iter::repeat_n(b'x', 200_000_000));
     content.extend_from_slice(format!("\n{}\n", row(1)).as_bytes());
-    house.drop_in("long.csv", &content);
-    house.drop_in("long.csv.gz", gzip(&content));
+    fixture.drop_in("long.csv", &content);
+    fixture.drop_in("long.csv.gz", gzip(&content));
     drop(content);
-    assert_eq!(house.counts("done", "long.csv"), (3, 2, 1, None));
-    assert_eq!(house.counts("done", "long.csv.gz"), (3, 2, 1, None));
-    let error = house.errors()[0].json();
+    assert_eq!(fixture.counts("done", "long.csv"), (3, 2, 1, None));
+    assert_eq!(fixture.counts("done", "long.csv.gz"), (3, 2, 1, None));
+    let error = fixture.errors()[0].json();
     assert_eq!(error["error"], "the line is longer than 65536 bytes, these are its first 1000");
     assert_eq!((error["line"].as_u64(), error["raw"].as_str().map(str::len)), (Some(3), Some(1_000)));
-    assert_eq!(house.numbers(), [0, 0, 1, 1]);
-    assert!(house.peak_kib() < 64 * 1024, "{} KiB", house.peak_kib());
+    assert_eq!(fixture.numbers(), [0, 0, 1, 1]);
+    assert!(fixture.peak_kib() < 64 * 1024, "{} KiB", fixture.peak_kib());
 }
 
 #[test]
 fn a_file_as_a_whole_that_cannot_be_read_goes_to_rejected_with_its_reason() {
-    let house = House::started();
+    let fixture = Fixture::started();
     let expected = format!("; expected {HEADER}");
     let cases = [
         ("empty.csv", String::new(), "the file is empty".to_owned()),
@@ -94,173 +94,173 @@ fn a_file_as_a_whole_that_cannot_be_read_goes_to_rejected_with_its_reason() {
         ("not.csv.gz", csv([1]), "the gzip file is broken behind byte 0 unpacked: invalid gzip header".into()),
     ];
     for (name, content, error) in &cases {
-        house.drop_in(name, content);
-        let receipt = house.receipt("rejected", name);
+        fixture.drop_in(name, content);
+        let receipt = fixture.receipt("rejected", name);
         assert_eq!((receipt.rows, receipt.error.as_ref()), (0, Some(error)), "{name}");
-        assert_eq!((receipt.bytes, house.text(&format!("rejected/{name}"))), (content.len() as u64, content.clone()));
-        house.wait_for_log(error.split('"').next().expect("a text"));
+        assert_eq!((receipt.bytes, fixture.text(&format!("rejected/{name}"))), (content.len() as u64, content.clone()));
+        fixture.wait_for_log(error.split('"').next().expect("a text"));
     }
-    assert_eq!((house.events(), house.errors()), (vec![], vec![]));
-    house.drop_in("header.csv", HEADER);
-    assert_eq!(house.counts("done", "header.csv"), (0, 0, 0, None));
-    the_next_file_goes_on(&house);
+    assert_eq!((fixture.events(), fixture.errors()), (vec![], vec![]));
+    fixture.drop_in("header.csv", HEADER);
+    assert_eq!(fixture.counts("done", "header.csv"), (0, 0, 0, None));
+    the_next_file_goes_on(&fixture);
 }
 
 #[test]
 fn the_rows_before_a_gzip_file_breaks_are_imported_and_counted() {
-    let house = House::started();
+    let fixture = Fixture::started();
     let whole = gzip(csv(0..5_000));
-    house.drop_in("truncated.csv.gz", &whole[..whole.len() - 2_000]);
-    let receipt = house.receipt("rejected", "truncated.csv.gz");
+    fixture.drop_in("truncated.csv.gz", &whole[..whole.len() - 2_000]);
+    let receipt = fixture.receipt("rejected", "truncated.csv.gz");
     let error = receipt.error.expect("an error");
     assert!(error.starts_with("the gzip file is truncated: it breaks off behind byte "), "{error}");
     assert!(receipt.accepted > 1_000 && receipt.refused == 0, "{} accepted", receipt.accepted);
     assert_eq!(receipt.bytes, whole.len() as u64 - 2_000);
-    assert_eq!(house.numbers(), (0..receipt.accepted as usize).collect::<Vec<_>>());
+    assert_eq!(fixture.numbers(), (0..receipt.accepted as usize).collect::<Vec<_>>());
 
     let mut broken = whole.clone();
     let middle = broken.len() / 2;
     broken[middle..middle + 50].fill(0xaa);
-    house.drop_in("broken.csv.gz", &broken);
-    let error = house.receipt("rejected", "broken.csv.gz").error.expect("an error");
+    fixture.drop_in("broken.csv.gz", &broken);
+    let error = fixture.receipt("rejected", "broken.csv.gz").error.expect("an error");
     assert!(error.starts_with("the gzip file is broken behind byte "), "{error}");
 
-    house.drop_in("members.csv.gz", [gzip(csv(0..3)), gzip(row(3) + "\n")].concat());
-    assert_eq!(house.counts("done", "members.csv.gz"), (4, 4, 0, None));
-    the_next_file_goes_on(&house);
+    fixture.drop_in("members.csv.gz", [gzip(csv(0..3)), gzip(row(3) + "\n")].concat());
+    assert_eq!(fixture.counts("done", "members.csv.gz"), (4, 4, 0, None));
+    the_next_file_goes_on(&fixture);
 }
 
 #[test]
 fn what_is_no_file_stays_where_it_is_until_it_is_one() {
-    let house = House::new().set("IMPORT_FOLLOW_LINKS", "true").start_now();
-    fs::create_dir(house.input("directory.csv")).expect("a directory");
-    symlink(house.path("nowhere"), house.input("link.csv")).expect("a link");
-    let pipe = CString::new(house.input("pipe.csv").as_os_str().as_bytes()).expect("a path");
+    let fixture = Fixture::new().set("IMPORT_FOLLOW_LINKS", "true").start_now();
+    fs::create_dir(fixture.input("directory.csv")).expect("a directory");
+    symlink(fixture.path("nowhere"), fixture.input("link.csv")).expect("a link");
+    let pipe = CString::new(fixture.input("pipe.csv").as_os_str().as_bytes()).expect("a path");
     // SAFETY: a system call on a path that lives longer
     assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
     let cases =
         [("directory.csv", "is a directory"), ("link.csv", "is a link to nowhere"), ("pipe.csv", "is a named pipe")];
     for (name, error) in cases {
-        let receipt = house.receipt("rejected", name);
+        let receipt = fixture.receipt("rejected", name);
         assert_eq!((receipt.error.as_deref(), receipt.left_in_place), (Some(error), true));
-        assert!(house.input(name).symlink_metadata().is_ok());
+        assert!(fixture.input(name).symlink_metadata().is_ok());
     }
-    the_next_file_goes_on(&house);
-    fs::write(house.path("nowhere"), csv([5])).expect("a file");
-    assert_eq!(house.counts("done", "link.csv"), (1, 1, 0, None));
-    house.wait("its receipt to go", || {
-        (!house.names("rejected").contains(&"link.csv.receipt.json".into())).then_some(())
+    the_next_file_goes_on(&fixture);
+    fs::write(fixture.path("nowhere"), csv([5])).expect("a file");
+    assert_eq!(fixture.counts("done", "link.csv"), (1, 1, 0, None));
+    fixture.wait("its receipt to go", || {
+        (!fixture.names("rejected").contains(&"link.csv.receipt.json".into())).then_some(())
     });
-    assert_eq!(house.log().matches("is a directory").count(), 1, "said once");
+    assert_eq!(fixture.log().matches("is a directory").count(), 1, "said once");
 }
 
 #[test]
 fn a_symbolic_link_is_refused_and_nothing_is_read_of_its_target() {
-    let house = House::started();
-    fs::write(house.path("secret"), "the first line of a secret\nthe second\n").expect("a file");
-    symlink(house.path("secret"), house.input("link.csv")).expect("a link");
-    let receipt = house.receipt("rejected", "link.csv");
+    let fixture = Fixture::started();
+    fs::write(fixture.path("secret"), "the first line of a secret\nthe second\n").expect("a file");
+    symlink(fixture.path("secret"), fixture.input("link.csv")).expect("a link");
+    let receipt = fixture.receipt("rejected", "link.csv");
     let error = "is a symbolic link, which IMPORT_FOLLOW_LINKS does not allow";
     assert_eq!((receipt.error.as_deref(), receipt.left_in_place), (Some(error), true));
     // nor when a file becomes one while it is being read
-    let held = fs::File::create(house.input("a.csv")).expect("a file");
-    fs::write(house.input("a.csv"), csv([0])).expect("written");
-    house.wait("its row", || (house.events().len() == 1).then_some(()));
-    symlink(house.path("secret"), house.input(".a")).expect("a link");
-    fs::rename(house.input(".a"), house.input("a.csv")).expect("replaced");
-    assert_eq!(house.receipt("rejected", "a.csv").error.as_deref(), Some(error));
+    let held = fs::File::create(fixture.input("a.csv")).expect("a file");
+    fs::write(fixture.input("a.csv"), csv([0])).expect("written");
+    fixture.wait("its row", || (fixture.events().len() == 1).then_some(()));
+    symlink(fixture.path("secret"), fixture.input(".a")).expect("a link");
+    fs::rename(fixture.input(".a"), fixture.input("a.csv")).expect("replaced");
+    assert_eq!(fixture.receipt("rejected", "a.csv").error.as_deref(), Some(error));
     drop(held);
-    the_next_file_goes_on(&house);
-    for name in house.names("rejected").iter().chain(&house.names("done")) {
-        let folder = if house.path("rejected").join(name).exists() { "rejected" } else { "done" };
-        assert!(!house.text(&format!("{folder}/{name}")).contains("secret"), "{name}");
+    the_next_file_goes_on(&fixture);
+    for name in fixture.names("rejected").iter().chain(&fixture.names("done")) {
+        let folder = if fixture.path("rejected").join(name).exists() { "rejected" } else { "done" };
+        assert!(!fixture.text(&format!("{folder}/{name}")).contains("secret"), "{name}");
     }
-    assert!(!house.log().contains("the first line"), "{}", house.log());
-    fs::remove_file(house.input("link.csv")).expect("removed");
-    house.drop_in("link.csv", csv([5]));
-    assert_eq!(house.counts("done", "link.csv"), (1, 1, 0, None));
+    assert!(!fixture.log().contains("the first line"), "{}", fixture.log());
+    fs::remove_file(fixture.input("link.csv")).expect("removed");
+    fixture.drop_in("link.csv", csv([5]));
+    assert_eq!(fixture.counts("done", "link.csv"), (1, 1, 0, None));
 }
 
 #[test]
 fn a_file_whose_reading_fails_for_now_is_told_of_once() {
-    let house = House::new().set("IMPORT_FOLLOW_LINKS", "true").start_now();
+    let fixture = Fixture::new().set("IMPORT_FOLLOW_LINKS", "true").start_now();
     // its first byte gives EIO, whoever reads it
-    symlink("/proc/self/mem", house.input("mem.csv")).expect("a link");
-    let receipt = house.receipt("rejected", "mem.csv");
+    symlink("/proc/self/mem", fixture.input("mem.csv")).expect("a link");
+    let receipt = fixture.receipt("rejected", "mem.csv");
     assert!(receipt.left_in_place && receipt.error.as_ref().is_some_and(|error| error.contains("os error 5")));
     for number in 0..3 {
         // each is found by a listing, which finds the other, too
-        house.drop_in(format!("{number}.csv"), csv([number]));
-        house.receipt("done", &format!("{number}.csv"));
+        fixture.drop_in(format!("{number}.csv"), csv([number]));
+        fixture.receipt("done", &format!("{number}.csv"));
     }
-    assert_eq!(house.log().matches("importing \"mem.csv\"").count(), 1, "{}", house.log());
-    assert_eq!(house.log().matches("\"mem.csv\" in ").count(), 1);
-    fs::remove_file(house.input("mem.csv")).expect("removed");
-    house.wait("its receipt to go", || house.names("rejected").is_empty().then_some(()));
-    house.drop_in("mem.csv", csv([3]));
-    assert_eq!(house.counts("done", "mem.csv"), (1, 1, 0, None));
-    assert_eq!(house.log().matches("importing \"mem.csv\"").count(), 2);
+    assert_eq!(fixture.log().matches("importing \"mem.csv\"").count(), 1, "{}", fixture.log());
+    assert_eq!(fixture.log().matches("\"mem.csv\" in ").count(), 1);
+    fs::remove_file(fixture.input("mem.csv")).expect("removed");
+    fixture.wait("its receipt to go", || fixture.names("rejected").is_empty().then_some(()));
+    fixture.drop_in("mem.csv", csv([3]));
+    assert_eq!(fixture.counts("done", "mem.csv"), (1, 1, 0, None));
+    assert_eq!(fixture.log().matches("importing \"mem.csv\"").count(), 2);
 }
 
 #[test]
 fn refused_rows_that_cannot_be_written_are_named_as_the_reason() {
-    let house = House::started();
+    let fixture = Fixture::started();
     let key: String = Sha256::digest("a.csv")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    let in_the_way = house.path(format!("rejected/.{key}.part"));
+    let in_the_way = fixture.path(format!("rejected/.{key}.part"));
     fs::create_dir(&in_the_way).expect("a directory");
-    house.drop_in("a.csv", csv([0]) + "bad\n");
-    let error = house.receipt("rejected", "a.csv").error.expect("an error");
+    fixture.drop_in("a.csv", csv([0]) + "bad\n");
+    let error = fixture.receipt("rejected", "a.csv").error.expect("an error");
     assert_eq!(error, "its refused rows can't be written to rejected/: Is a directory (os error 21)");
-    house.wait_for_log("\"a.csv\" in ");
-    house.wait_for_log("/input can't be imported now and stays there: its refused rows");
+    fixture.wait_for_log("\"a.csv\" in ");
+    fixture.wait_for_log("/input can't be imported now and stays there: its refused rows");
     fs::remove_dir(&in_the_way).expect("removed");
-    assert_eq!(house.counts("done", "a.csv"), (2, 1, 1, None));
-    assert_eq!(house.text("rejected/a.csv").lines().count(), 2);
+    assert_eq!(fixture.counts("done", "a.csv"), (2, 1, 1, None));
+    assert_eq!(fixture.text("rejected/a.csv").lines().count(), 2);
 }
 
 #[test]
 fn a_file_without_permission_stays_and_is_imported_once_it_has_one() {
-    let mut house = House::new();
+    let mut fixture = Fixture::new();
     // root may read everything
-    house.start_as_another_user();
+    fixture.start_as_another_user();
     let name = "secret.csv";
     let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
-    let hidden = house.input(".secret");
+    let hidden = fixture.input(".secret");
     fs::write(&hidden, csv([1])).expect("a file");
     permit(&hidden, 0o000);
-    fs::rename(&hidden, house.input(name)).expect("renamed");
-    let receipt = house.receipt("rejected", name);
+    fs::rename(&hidden, fixture.input(name)).expect("renamed");
+    let receipt = fixture.receipt("rejected", name);
     assert!(receipt.left_in_place && receipt.error.as_ref().is_some_and(|error| error.contains("Permission denied")));
-    house.drop_in("next.csv", csv([2]));
-    assert_eq!(house.counts("done", "next.csv"), (1, 1, 0, None), "a file of another owner is imported too");
-    permit(&house.input(name), 0o644);
-    assert_eq!(house.counts("done", name), (1, 1, 0, None));
-    assert_eq!(house.names("rejected"), [""; 0]);
+    fixture.drop_in("next.csv", csv([2]));
+    assert_eq!(fixture.counts("done", "next.csv"), (1, 1, 0, None), "a file of another owner is imported too");
+    permit(&fixture.input(name), 0o644);
+    assert_eq!(fixture.counts("done", name), (1, 1, 0, None));
+    assert_eq!(fixture.names("rejected"), [""; 0]);
 }
 
 #[test]
 fn a_file_that_is_deleted_while_being_read_leaves_what_was_read() {
-    let house = House::started();
-    let held = fs::File::create(house.input("gone.csv")).expect("a file");
-    fs::write(house.input("gone.csv"), csv(0..10)).expect("written");
-    house.wait("its rows", || (house.events().len() == 10).then_some(()));
-    fs::remove_file(house.input("gone.csv")).expect("removed");
-    let receipt = house.receipt("done", "gone.csv");
+    let fixture = Fixture::started();
+    let held = fs::File::create(fixture.input("gone.csv")).expect("a file");
+    fs::write(fixture.input("gone.csv"), csv(0..10)).expect("written");
+    fixture.wait("its rows", || (fixture.events().len() == 10).then_some(()));
+    fs::remove_file(fixture.input("gone.csv")).expect("removed");
+    let receipt = fixture.receipt("done", "gone.csv");
     assert_eq!(receipt.accepted, 10);
     assert_eq!(receipt.error.as_deref(), Some("the file was deleted while being read; 10 of its rows were imported"));
     drop(held);
-    the_next_file_goes_on(&house);
+    the_next_file_goes_on(&fixture);
 }
 
 #[test]
 fn a_file_that_is_replaced_while_being_read_is_imported_as_well() {
-    let house = House::started();
-    let held = fs::File::create(house.input("a.csv")).expect("a file");
-    fs::write(house.input("a.csv"), csv(0..10)).expect("written");
-    house.wait("its rows", || (house.events().len() == 10).then_some(()));
-    house.drop_in("a.csv", csv(10..15));
+    let fixture = Fixture::started();
+    let held = fs::File::create(fixture.input("a.csv")).expect("a file");
+    fs::write(fixture.input("a.csv"), csv(0..10)).expect("written");
+    fixture.wait("its rows", || (fixture.events().len() == 10).then_some(()));
+    fixture.drop_in("a.csv", csv(10..15));
     assert_eq!(
-        house.counts("done", "a.csv"),
+        fixture.counts("done", "a.csv"),
         (
             10,
             10,
@@ -268,58 +268,58 @@ fn a_file_that_is_replaced_while_being_read_is_imported_as_well() {
             Some("the file was replaced by another file while being read; 10 of its rows were imported".into())
         )
     );
-    assert_eq!(house.counts("done", "a-2.csv"), (5, 5, 0, None));
-    assert_eq!(house.numbers(), (0..15).collect::<Vec<_>>());
+    assert_eq!(fixture.counts("done", "a-2.csv"), (5, 5, 0, None));
+    assert_eq!(fixture.numbers(), (0..15).collect::<Vec<_>>());
     drop(held);
 }
 
 #[test]
 fn a_file_that_is_cut_while_being_read_is_read_anew() {
-    let house = House::started();
-    let held = fs::File::create(house.input("a.csv")).expect("a file");
-    fs::write(house.input("a.csv"), csv(0..10)).expect("written");
-    house.wait("its rows", || (house.events().len() == 10).then_some(()));
-    fs::write(house.input("a.csv"), csv(20..22)).expect("written");
-    house.wait_for_log("is imported again");
+    let fixture = Fixture::started();
+    let held = fs::File::create(fixture.input("a.csv")).expect("a file");
+    fs::write(fixture.input("a.csv"), csv(0..10)).expect("written");
+    fixture.wait("its rows", || (fixture.events().len() == 10).then_some(()));
+    fs::write(fixture.input("a.csv"), csv(20..22)).expect("written");
+    fixture.wait_for_log("is imported again");
     drop(held);
-    assert_eq!(house.counts("done", "a.csv"), (2, 2, 0, None));
-    assert_eq!(house.numbers(), (0..10).chain(20..22).collect::<Vec<_>>());
+    assert_eq!(fixture.counts("done", "a.csv"), (2, 2, 0, None));
+    assert_eq!(fixture.numbers(), (0..10).chain(20..22).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_file_that_is_overwritten_by_a_longer_one_while_it_waits_is_read_again() {
-    let house = House::started();
-    let held = fs::File::create(house.input("a.csv")).expect("a file");
-    fs::write(house.input("a.csv"), csv(10..20)).expect("written");
-    house.wait("its rows", || (house.events().len() == 10).then_some(()));
+    let fixture = Fixture::started();
+    let held = fs::File::create(fixture.input("a.csv")).expect("a file");
+    fs::write(fixture.input("a.csv"), csv(10..20)).expect("written");
+    fixture.wait("its rows", || (fixture.events().len() == 10).then_some(()));
     // only the first row is another one, far from the end of what was read, and a row is added
     let content = csv([30]) + &csv(11..21)[HEADER.len() + 1..];
     std::os::unix::fs::FileExt::write_all_at(&held, content.as_bytes(), 0).expect("written");
     drop(held);
-    let receipt = house.receipt("done", "a.csv");
+    let receipt = fixture.receipt("done", "a.csv");
     assert_eq!((receipt.rows, receipt.accepted, receipt.refused), (11, 11, 0));
     assert_eq!(receipt.bytes, content.len() as u64);
     let sha256: String = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(receipt.sha256, sha256);
-    let mut numbers = house.numbers();
+    let mut numbers = fixture.numbers();
     numbers.dedup();
     assert_eq!(numbers, (10..21).chain([30]).collect::<Vec<_>>());
-    house.wait_for_log("\"a.csv\" is imported again: its first ");
+    fixture.wait_for_log("\"a.csv\" is imported again: its first ");
 }
 
 #[test]
 fn a_file_that_is_overwritten_in_place_while_being_read_is_read_anew() {
-    let house = House::started();
-    let held = fs::File::create(house.input("a.csv")).expect("a file");
-    fs::write(house.input("a.csv"), csv(0..10)).expect("written");
-    house.wait("its rows", || (house.events().len() == 10).then_some(()));
+    let fixture = Fixture::started();
+    let held = fs::File::create(fixture.input("a.csv")).expect("a file");
+    fs::write(fixture.input("a.csv"), csv(0..10)).expect("written");
+    fixture.wait("its rows", || (fixture.events().len() == 10).then_some(()));
     // at no moment shorter than before
     let other = csv(10..20).replace(",incoming,", ",sale,    ");
     assert_eq!(other.len(), csv(10..20).len());
     std::os::unix::fs::FileExt::write_all_at(&held, other.as_bytes(), 0).expect("written");
-    house.wait("the new rows", || (house.events().len() == 20).then_some(()));
-    house.wait_for_log("is imported again: it was overwritten while being read");
+    fixture.wait("the new rows", || (fixture.events().len() == 20).then_some(()));
+    fixture.wait_for_log("is imported again: it was overwritten while being read");
     drop(held);
-    assert_eq!(house.counts("done", "a.csv"), (10, 10, 0, None));
-    assert_eq!(house.numbers(), (0..20).collect::<Vec<_>>());
+    assert_eq!(fixture.counts("done", "a.csv"), (10, 10, 0, None));
+    assert_eq!(fixture.numbers(), (0..20).collect::<Vec<_>>());
 }

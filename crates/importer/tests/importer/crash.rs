@@ -5,22 +5,22 @@ use std::{collections::HashMap, fs, time::Duration};
 
 use sha2::{Digest, Sha256};
 
-use crate::house::{House, Record, csv, gzip};
+use crate::fixture::{Fixture, Record, csv, gzip};
 
 /// Kills and restarts until all is done; how many kills it took. Each kill comes when so many rows
 /// more than at the last one are recorded as acknowledged.
-fn survive(house: &mut House, done: &[&str], rows: u64, pauses: &mut dyn Iterator<Item = u64>) -> usize {
+fn survive(fixture: &mut Fixture, done: &[&str], rows: u64, pauses: &mut dyn Iterator<Item = u64>) -> usize {
     let mut kills = 0;
     let mut before: Vec<String> = Vec::new();
-    house.start();
+    fixture.start();
     loop {
-        let finished = || done.iter().all(|name| house.path("done").join(format!("{name}.receipt.json")).exists());
+        let finished = || done.iter().all(|name| fixture.path("done").join(format!("{name}.receipt.json")).exists());
         match pauses.next() {
             Some(pause) if !finished() => {
                 // something new is acknowledged, and more is on its way
-                house.wait("it to go on", || {
+                fixture.wait("it to go on", || {
                     let now: Vec<_> =
-                        house.in_progress().iter().map(|name| house.read(&format!("progress/{name}"))).collect();
+                        fixture.in_progress().iter().map(|name| fixture.read(&format!("progress/{name}"))).collect();
                     let further = now.iter().any(|record| {
                         let accepted = serde_json::from_str::<serde_json::Value>(record).ok();
                         let accepted = accepted.and_then(|record| record["accepted"].as_u64());
@@ -31,15 +31,15 @@ fn survive(house: &mut House, done: &[&str], rows: u64, pauses: &mut dyn Iterato
                 });
                 // the moment of the kill is what is random here, so nothing can be waited for
                 std::thread::sleep(Duration::from_millis(pause));
-                house.kill();
+                fixture.kill();
                 kills += 1;
-                house.start();
+                fixture.start();
             }
             _ => break,
         }
     }
     for name in done {
-        house.receipt("done", name);
+        fixture.receipt("done", name);
     }
     kills
 }
@@ -69,96 +69,96 @@ fn killed_at_random_moments_it_loses_no_row_and_finishes_the_file() {
     let rows = 400_000;
     for seed in [1, 2] {
         println!("seed {seed}");
-        let mut house = House::new();
-        house.drop_in("a.csv", csv(0..rows));
-        let kills = survive(&mut house, &["a.csv"], 80_000, &mut pauses(seed, 4));
-        let receipt = house.receipt("done", "a.csv");
+        let mut fixture = Fixture::new();
+        fixture.drop_in("a.csv", csv(0..rows));
+        let kills = survive(&mut fixture, &["a.csv"], 80_000, &mut pauses(seed, 4));
+        let receipt = fixture.receipt("done", "a.csv");
         assert_eq!((receipt.rows, receipt.accepted, receipt.error.as_deref()), (rows as u64, rows as u64, None));
-        let repeated = check(&house.events(), rows);
+        let repeated = check(&fixture.events(), rows);
         println!("{kills} kills, {repeated} rows repeated");
         // what may be ahead of the first row that is not acknowledged (60,000), and what is acknowledged
         // within 50 ms; from the beginning each time it would be 80,000 + 160,000 + 240,000 + 320,000
         assert_eq!(kills, 4);
         assert!(repeated <= kills * 100_000, "{repeated} of {rows} rows repeated in {kills} kills");
-        assert_eq!(house.in_progress(), [""; 0]);
+        assert_eq!(fixture.in_progress(), [""; 0]);
     }
 }
 
 #[test]
 fn what_is_acknowledged_is_not_sent_again_after_a_kill() {
-    let mut house = House::started();
+    let mut fixture = Fixture::started();
     let half: String = csv(0..5_000);
-    let file = fs::File::create(house.input("a.csv")).expect("a file");
-    fs::write(house.input("a.csv"), &half).expect("written");
-    house.wait("the progress", || {
+    let file = fs::File::create(fixture.input("a.csv")).expect("a file");
+    fs::write(fixture.input("a.csv"), &half).expect("written");
+    fixture.wait("the progress", || {
         let record =
-            house.names("progress").into_iter().find(|name| name.ends_with(".json") && !name.starts_with('.'))?;
-        house.text(&format!("progress/{record}")).contains("\"accepted\":5000").then_some(())
+            fixture.names("progress").into_iter().find(|name| name.ends_with(".json") && !name.starts_with('.'))?;
+        fixture.text(&format!("progress/{record}")).contains("\"accepted\":5000").then_some(())
     });
-    house.kill();
-    fs::write(house.input("a.csv"), csv(0..6_000) + "bad\n").expect("written");
+    fixture.kill();
+    fs::write(fixture.input("a.csv"), csv(0..6_000) + "bad\n").expect("written");
     drop(file);
-    house.start();
-    assert_eq!(house.counts("done", "a.csv"), (6_001, 6_000, 1, None));
-    assert_eq!(check(&house.events(), 6_000), 0);
-    assert_eq!(house.errors()[0].json()["line"], 6_002);
+    fixture.start();
+    assert_eq!(fixture.counts("done", "a.csv"), (6_001, 6_000, 1, None));
+    assert_eq!(check(&fixture.events(), 6_000), 0);
+    assert_eq!(fixture.errors()[0].json()["line"], 6_002);
 }
 
 #[test]
 fn a_file_that_was_changed_meanwhile_is_begun_anew() {
-    let mut house = House::started();
-    let file = fs::File::create(house.input("a.csv")).expect("a file");
-    fs::write(house.input("a.csv"), csv(0..50)).expect("written");
-    house.wait("the progress", || (!house.in_progress().is_empty()).then_some(()));
-    house.kill();
-    fs::write(house.input("a.csv"), csv(100..200)).expect("written");
+    let mut fixture = Fixture::started();
+    let file = fs::File::create(fixture.input("a.csv")).expect("a file");
+    fs::write(fixture.input("a.csv"), csv(0..50)).expect("written");
+    fixture.wait("the progress", || (!fixture.in_progress().is_empty()).then_some(()));
+    fixture.kill();
+    fs::write(fixture.input("a.csv"), csv(100..200)).expect("written");
     drop(file);
-    house.start();
-    assert_eq!(house.counts("done", "a.csv"), (100, 100, 0, None));
-    house.wait_for_log("is imported again");
-    assert_eq!(house.numbers(), (0..50).chain(100..200).collect::<Vec<_>>());
+    fixture.start();
+    assert_eq!(fixture.counts("done", "a.csv"), (100, 100, 0, None));
+    fixture.wait_for_log("is imported again");
+    assert_eq!(fixture.numbers(), (0..50).chain(100..200).collect::<Vec<_>>());
 }
 
 #[test]
 fn packed_files_and_refused_rows_survive_kills_too() {
-    let mut house = House::new();
+    let mut fixture = Fixture::new();
     let rows = 60_000;
     let content: String = csv(0..rows).replace(",99,", ",x,") + "bad\n";
     let bad = content.lines().filter(|line| line.contains(",x,")).count() + 1;
-    house.drop_in("a.csv.gz", gzip(&content));
-    house.drop_in("b.csv", csv([rows]).replace("incoming", "nothing"));
-    survive(&mut house, &["a.csv.gz", "b.csv"], 0, &mut pauses(3, 4));
-    let receipt = house.receipt("done", "a.csv.gz");
+    fixture.drop_in("a.csv.gz", gzip(&content));
+    fixture.drop_in("b.csv", csv([rows]).replace("incoming", "nothing"));
+    survive(&mut fixture, &["a.csv.gz", "b.csv"], 0, &mut pauses(3, 4));
+    let receipt = fixture.receipt("done", "a.csv.gz");
     assert_eq!((receipt.rows, receipt.refused), (rows as u64 + 1, bad as u64));
-    assert_eq!(house.text("rejected/a.csv").lines().count(), bad + 1);
-    assert_eq!(house.text("rejected/b.csv").lines().count(), 2);
-    check(&house.events(), rows + 1 - bad);
+    assert_eq!(fixture.text("rejected/a.csv").lines().count(), bad + 1);
+    assert_eq!(fixture.text("rejected/b.csv").lines().count(), 2);
+    check(&fixture.events(), rows + 1 - bad);
 }
 
 #[test]
 fn a_record_of_progress_that_cannot_be_read_is_kept_and_nothing_is_sent_again() {
     use std::os::unix::fs::{PermissionsExt, chown};
-    let mut house = House::new();
-    if !house.start_as_another_user() {
+    let mut fixture = Fixture::new();
+    if !fixture.start_as_another_user() {
         println!("only root can make a file that the importer cannot read: not tested");
         return;
     }
-    house.drop_in("a.csv", csv(0..10));
-    assert_eq!(house.counts("done", "a.csv"), (10, 10, 0, None));
-    house.kill();
+    fixture.drop_in("a.csv", csv(0..10));
+    assert_eq!(fixture.counts("done", "a.csv"), (10, 10, 0, None));
+    fixture.kill();
     // as after a kill right before the file was moved
     let key: String = Sha256::digest("a.csv")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-    let record = house.path(format!("progress/{key}.json"));
-    fs::rename(house.path("done/a.csv"), house.input("a.csv")).expect("renamed");
-    fs::rename(house.path("done/a.csv.receipt.json"), &record).expect("renamed");
+    let record = fixture.path(format!("progress/{key}.json"));
+    fs::rename(fixture.path("done/a.csv"), fixture.input("a.csv")).expect("renamed");
+    fs::rename(fixture.path("done/a.csv.receipt.json"), &record).expect("renamed");
     chown(&record, Some(0), None).expect("chown");
     fs::set_permissions(&record, fs::Permissions::from_mode(0o600)).expect("chmod");
-    house.start_as_another_user();
-    house.wait_for_log("\"a.csv\" in ");
-    house.wait_for_log("its record of progress cannot be read: ");
-    assert!(record.exists() && house.input("a.csv").exists());
+    fixture.start_as_another_user();
+    fixture.wait_for_log("\"a.csv\" in ");
+    fixture.wait_for_log("its record of progress cannot be read: ");
+    assert!(record.exists() && fixture.input("a.csv").exists());
     fs::set_permissions(&record, fs::Permissions::from_mode(0o644)).expect("chmod");
-    assert_eq!(house.counts("done", "a.csv"), (10, 10, 0, None));
-    assert_eq!(house.numbers(), (0..10).collect::<Vec<_>>(), "nothing is sent again");
-    assert_eq!((house.names("input"), house.in_progress()), (vec![], vec![]));
+    assert_eq!(fixture.counts("done", "a.csv"), (10, 10, 0, None));
+    assert_eq!(fixture.numbers(), (0..10).collect::<Vec<_>>(), "nothing is sent again");
+    assert_eq!((fixture.names("input"), fixture.in_progress()), (vec![], vec![]));
 }

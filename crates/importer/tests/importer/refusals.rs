@@ -10,12 +10,12 @@ use rdkafka::{
     types::{RDKafkaApiKey, RDKafkaRespErr},
 };
 
-use crate::house::{HEADER, House, csv, gzip, read_topic, row};
+use crate::fixture::{Fixture, HEADER, csv, gzip, read_topic, row};
 
 /// Creates a topic before the importer does, with a setting.
-fn create(house: &House, topic: &str, name: &str, value: &str) {
+fn create(fixture: &Fixture, topic: &str, name: &str, value: &str) {
     let admin: AdminClient<DefaultClientContext> =
-        rdkafka::ClientConfig::new().set("bootstrap.servers", &house.broker).create().expect("a client");
+        rdkafka::ClientConfig::new().set("bootstrap.servers", &fixture.broker).create().expect("a client");
     let topic = NewTopic::new(topic, 3, TopicReplication::Fixed(1)).set(name, value);
     let created = futures::executor::block_on(admin.create_topics([&topic], &AdminOptions::new())).expect("an answer");
     assert!(created.iter().all(Result::is_ok), "{created:?}");
@@ -23,24 +23,24 @@ fn create(house: &House, topic: &str, name: &str, value: &str) {
 
 #[test]
 fn a_record_that_kafka_refuses_blocks_its_file_alone_and_is_not_sent_for_ever() {
-    let mut house = House::new();
+    let mut fixture = Fixture::new();
     // a compacted topic takes no record without a key, such as a refusal
-    create(&house, &house.errors, "cleanup.policy", "compact");
-    house.start();
-    house.drop_in("a.csv", csv(0..500) + "bad\n" + &csv(500..1_000)[HEADER.len() + 1..]);
-    let error = house.receipt("rejected", "a.csv").error.expect("an error");
+    create(&fixture, &fixture.errors, "cleanup.policy", "compact");
+    fixture.start();
+    fixture.drop_in("a.csv", csv(0..500) + "bad\n" + &csv(500..1_000)[HEADER.len() + 1..]);
+    let error = fixture.receipt("rejected", "a.csv").error.expect("an error");
     assert!(error.starts_with("Kafka refuses what becomes of its line 502: InvalidRecord"), "{error}");
-    house.wait_for_log("files: 1 files cannot be imported: \"a.csv\": Kafka refuses what becomes of its line 502");
+    fixture.wait_for_log("files: 1 files cannot be imported: \"a.csv\": Kafka refuses what becomes of its line 502");
     let begun = Instant::now();
     let mut number = 1_000;
     // its turn comes again meanwhile, after 0.5, 1, 2 and 4 s
     while begun.elapsed() < Duration::from_secs(6) {
         let name = format!("{number}.csv");
-        house.drop_in(&name, csv([number]));
-        house.receipt("done", &name);
+        fixture.drop_in(&name, csv([number]));
+        fixture.receipt("done", &name);
         number += 1;
     }
-    let numbers = house.numbers();
+    let numbers = fixture.numbers();
     let sent = numbers.iter().filter(|number| **number < 500).count();
     // once, and once more one by one
     assert!((500..1_100).contains(&sent), "{sent} records of the 500 rows before it");
@@ -48,20 +48,20 @@ fn a_record_that_kafka_refuses_blocks_its_file_alone_and_is_not_sent_for_ever() 
     assert!(sent <= 500, "{sent} records of the 500 rows after it");
     let others = numbers.iter().filter(|number| **number >= 1_000).count();
     assert!(others < 2 * (number - 1_000), "{others} records of {} rows of other files", number - 1_000);
-    assert!(house.input("a.csv").exists());
+    assert!(fixture.input("a.csv").exists());
 }
 
 #[test]
 fn many_files_with_a_record_that_kafka_refuses_hold_up_no_other() {
-    let mut house = House::new();
-    create(&house, &house.errors, "cleanup.policy", "compact");
-    house.start();
+    let mut fixture = Fixture::new();
+    create(&fixture, &fixture.errors, "cleanup.policy", "compact");
+    fixture.start();
     let poison = 300;
     for number in 0..poison {
-        house.drop_in(format!("poison{number}.csv"), csv([number]) + "bad\n");
+        fixture.drop_in(format!("poison{number}.csv"), csv([number]) + "bad\n");
     }
-    let count = |text: &str| house.log().matches(text).count();
-    house.wait_long("all to be reported", || {
+    let count = |text: &str| fixture.log().matches(text).count();
+    fixture.wait_long("all to be reported", || {
         (count("can't be imported now and stays there: Kafka refuses") == poison).then_some(())
     });
     let renewed = count("Kafka did not take everything");
@@ -69,8 +69,8 @@ fn many_files_with_a_record_that_kafka_refuses_hold_up_no_other() {
     let mut number = 1_000;
     while begun.elapsed() < Duration::from_secs(10) {
         let name = format!("{number}.csv");
-        house.drop_in(&name, csv([number]));
-        house.receipt("done", &name);
+        fixture.drop_in(&name, csv([number]));
+        fixture.receipt("done", &name);
         number += 1;
     }
     let renewed = count("Kafka did not take everything") - renewed;
@@ -81,37 +81,37 @@ fn many_files_with_a_record_that_kafka_refuses_hold_up_no_other() {
 
 #[test]
 fn a_row_beyond_the_topics_limit_is_refused_alone_and_batches_keep_to_the_limit() {
-    let mut house = House::new();
-    create(&house, &house.events, "max.message.bytes", "1000");
-    house.start();
+    let mut fixture = Fixture::new();
+    create(&fixture, &fixture.events, "max.message.bytes", "1000");
+    fixture.start();
     let large = row(3).replace(",3,3,", &format!(",3,{}3,", "0".repeat(1_000)));
     assert!(large.len() > 1_000);
-    house.drop_in("a.csv", csv(0..3) + &large + "\n" + &csv(4..2_000)[HEADER.len() + 1..]);
-    assert_eq!(house.counts("done", "a.csv"), (2_000, 1_999, 1, None));
-    let reason = house.errors()[0].json()["error"].as_str().map(str::to_owned).expect("a reason");
-    assert_eq!(reason, format!("the row is too large for the topic {} (its max.message.bytes)", house.events));
-    assert_eq!(house.numbers(), (0..3).chain(4..2_000).collect::<Vec<_>>(), "no row twice");
-    assert!(!house.log().contains("Kafka did not take everything"), "nothing had to be tried out");
+    fixture.drop_in("a.csv", csv(0..3) + &large + "\n" + &csv(4..2_000)[HEADER.len() + 1..]);
+    assert_eq!(fixture.counts("done", "a.csv"), (2_000, 1_999, 1, None));
+    let reason = fixture.errors()[0].json()["error"].as_str().map(str::to_owned).expect("a reason");
+    assert_eq!(reason, format!("the row is too large for the topic {} (its max.message.bytes)", fixture.events));
+    assert_eq!(fixture.numbers(), (0..3).chain(4..2_000).collect::<Vec<_>>(), "no row twice");
+    assert!(!fixture.log().contains("Kafka did not take everything"), "nothing had to be tried out");
 }
 
 /// Two brokers; those with a leader that is down take nothing.
-fn two_brokers() -> (MockCluster<'static, DefaultProducerContext>, House) {
+fn two_brokers() -> (MockCluster<'static, DefaultProducerContext>, Fixture) {
     let cluster = MockCluster::new(2).expect("a cluster");
-    let house = House::at(&cluster.bootstrap_servers());
-    for (topic, partitions) in [(&house.events, 3), (&house.errors, 1)] {
+    let fixture = Fixture::at(&cluster.bootstrap_servers());
+    for (topic, partitions) in [(&fixture.events, 3), (&fixture.errors, 1)] {
         cluster.create_topic(topic, partitions, 1).expect("a topic");
         for partition in 0..partitions {
             cluster.partition_leader(topic, partition, Some(1)).expect("a leader");
         }
     }
-    (cluster, house)
+    (cluster, fixture)
 }
 
 /// A partition of the events topic, a card whose rows are all in it, and one whose rows are not.
-fn partition_and_cards(house: &House) -> (i32, usize, usize) {
-    house.drop_in("before.csv", csv(0..100));
-    house.receipt("done", "before.csv");
-    let events = read_topic(&house.broker, &house.events);
+fn partition_and_cards(fixture: &Fixture) -> (i32, usize, usize) {
+    fixture.drop_in("before.csv", csv(0..100));
+    fixture.receipt("done", "before.csv");
+    let events = read_topic(&fixture.broker, &fixture.events);
     let partition = events[0].partition;
     let card = |is_in: bool| {
         let record = events.iter().find(|record| (record.partition == partition) == is_in).expect("a record");
@@ -122,74 +122,74 @@ fn partition_and_cards(house: &House) -> (i32, usize, usize) {
 
 #[test]
 fn a_partition_that_is_away_holds_up_only_files_with_rows_for_it() {
-    let (cluster, mut house) = two_brokers();
-    house.start();
-    let (away, lost, found) = partition_and_cards(&house);
-    cluster.partition_leader(&house.events, away, Some(2)).expect("a leader");
+    let (cluster, mut fixture) = two_brokers();
+    fixture.start();
+    let (away, lost, found) = partition_and_cards(&fixture);
+    cluster.partition_leader(&fixture.events, away, Some(2)).expect("a leader");
     cluster.broker_down(2).expect("it is down");
     // far more than the client takes, all of it for the partition that is away, and some for all
-    house.drop_in("stuck.csv", csv((1..100_000).map(|number| lost + 35 * number)));
-    house.drop_in("mixed.csv", csv(1_000..60_000));
-    house.wait_for_log(&format!("partitions: {} partition {away}", house.events));
+    fixture.drop_in("stuck.csv", csv((1..100_000).map(|number| lost + 35 * number)));
+    fixture.drop_in("mixed.csv", csv(1_000..60_000));
+    fixture.wait_for_log(&format!("partitions: {} partition {away}", fixture.events));
     for number in 0..50 {
         let name = format!("{number}.csv");
-        house.drop_in(&name, csv([found + 35 * (200_000 + number)]));
-        assert_eq!(house.counts("done", &name), (1, 1, 0, None));
+        fixture.drop_in(&name, csv([found + 35 * (200_000 + number)]));
+        assert_eq!(fixture.counts("done", &name), (1, 1, 0, None));
     }
-    assert!(house.input("stuck.csv").exists() && house.input("mixed.csv").exists());
+    assert!(fixture.input("stuck.csv").exists() && fixture.input("mixed.csv").exists());
     cluster.broker_up(2).expect("it is up");
-    house.wait_for_log("partitions is back");
-    let receipt = house.wait_long("stuck.csv", || {
-        serde_json::from_str::<importer::Receipt>(&house.read("done/stuck.csv.receipt.json")).ok()
+    fixture.wait_for_log("partitions is back");
+    let receipt = fixture.wait_long("stuck.csv", || {
+        serde_json::from_str::<importer::Receipt>(&fixture.read("done/stuck.csv.receipt.json")).ok()
     });
     assert_eq!((receipt.accepted, receipt.refused), (99_999, 0));
-    assert_eq!(house.counts("done", "mixed.csv"), (59_000, 59_000, 0, None));
+    assert_eq!(fixture.counts("done", "mixed.csv"), (59_000, 59_000, 0, None));
 }
 
 #[test]
 fn without_the_right_to_ask_for_the_limit_a_row_beyond_it_is_found_by_sending_it_alone() {
     let cluster = MockCluster::new(1).expect("a cluster");
-    let mut house = House::at(&cluster.bootstrap_servers());
-    for topic in [&house.events, &house.errors] {
+    let mut fixture = Fixture::at(&cluster.bootstrap_servers());
+    for topic in [&fixture.events, &fixture.errors] {
         cluster.create_topic(topic, 1, 1).expect("a topic");
     }
     // a batch of several rows, then one of them alone
     let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
     cluster.request_errors(RDKafkaApiKey::Produce, &[error; 2]);
-    house.start();
-    house.drop_in("a.csv", csv([]) + "\n\n" + &csv(0..3)[HEADER.len() + 1..]);
-    assert_eq!(house.counts("done", "a.csv"), (3, 2, 1, None));
-    let reason = house.errors()[0].json()["error"].as_str().map(str::to_owned).expect("a reason");
-    assert_eq!(reason, format!("the row is too large for the topic {} (its max.message.bytes)", house.events));
-    assert_eq!(house.text("rejected/a.csv").lines().count(), 2);
+    fixture.start();
+    fixture.drop_in("a.csv", csv([]) + "\n\n" + &csv(0..3)[HEADER.len() + 1..]);
+    assert_eq!(fixture.counts("done", "a.csv"), (3, 2, 1, None));
+    let reason = fixture.errors()[0].json()["error"].as_str().map(str::to_owned).expect("a reason");
+    assert_eq!(reason, format!("the row is too large for the topic {} (its max.message.bytes)", fixture.events));
+    assert_eq!(fixture.text("rejected/a.csv").lines().count(), 2);
 }
 
 #[test]
 fn many_files_for_a_partition_that_is_away_hold_up_no_other() {
-    let (cluster, mut house) = two_brokers();
-    house.start();
-    let (away, lost, found) = partition_and_cards(&house);
-    cluster.partition_leader(&house.events, away, Some(2)).expect("a leader");
-    cluster.partition_leader(&house.errors, 0, Some(2)).expect("a leader");
+    let (cluster, mut fixture) = two_brokers();
+    fixture.start();
+    let (away, lost, found) = partition_and_cards(&fixture);
+    cluster.partition_leader(&fixture.events, away, Some(2)).expect("a leader");
+    cluster.partition_leader(&fixture.errors, 0, Some(2)).expect("a leader");
     cluster.broker_down(2).expect("it is down");
     // more than the client takes: packed files, files of many rows, and refusals of many bytes
     for file in 0..100 {
         let rows = |count: usize| csv((0..count).map(|number| lost + 35 * (file * 10_000 + number + 10)));
-        house.drop_in(format!("packed{file}.csv.gz"), gzip(rows(200)));
-        house.drop_in(format!("large{file}.csv"), rows(2_000));
+        fixture.drop_in(format!("packed{file}.csv.gz"), gzip(rows(200)));
+        fixture.drop_in(format!("large{file}.csv"), rows(2_000));
     }
     for file in 0..400 {
-        house.drop_in(format!("garbage{file}.csv"), csv([]) + &"x".repeat(60_000) + "\n");
+        fixture.drop_in(format!("garbage{file}.csv"), csv([]) + &"x".repeat(60_000) + "\n");
     }
-    house.wait_for_log("partitions: ");
-    house.wait_long("all to be begun", || (house.log().matches("importing \"").count() == 601).then_some(()));
+    fixture.wait_for_log("partitions: ");
+    fixture.wait_long("all to be begun", || (fixture.log().matches("importing \"").count() == 601).then_some(()));
     for number in 0..20 {
         let name = format!("{number}.csv");
-        house.drop_in(&name, csv([found + 35 * (200_000 + number)]));
-        assert_eq!(house.counts("done", &name), (1, 1, 0, None));
+        fixture.drop_in(&name, csv([found + 35 * (200_000 + number)]));
+        assert_eq!(fixture.counts("done", &name), (1, 1, 0, None));
     }
-    house.drop_in("good.csv.gz", gzip(csv([found + 35 * 300_000])));
-    assert_eq!(house.counts("done", "good.csv.gz"), (1, 1, 0, None));
+    fixture.drop_in("good.csv.gz", gzip(csv([found + 35 * 300_000])));
+    assert_eq!(fixture.counts("done", "good.csv.gz"), (1, 1, 0, None));
     cluster.broker_up(2).expect("it is up");
-    house.wait_long("all files", || (house.names("done").len() == 2 * (100 + 100 + 400 + 22)).then_some(()));
+    fixture.wait_long("all files", || (fixture.names("done").len() == 2 * (100 + 100 + 400 + 22)).then_some(()));
 }

@@ -7,138 +7,138 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::house::{HEADER, House, csv, gzip, row};
+use crate::fixture::{Fixture, HEADER, csv, gzip, row};
 
 /// Waits for longer than `IMPORT_QUIET_MS`: the pause of the writer is what is tested.
-fn pause(house: &House, millis: u64) {
+fn pause(fixture: &Fixture, millis: u64) {
     let until = Instant::now() + Duration::from_millis(millis);
-    house.wait("some time", || (Instant::now() > until).then_some(()));
+    fixture.wait("some time", || (Instant::now() > until).then_some(()));
 }
 
 #[test]
 fn a_file_of_another_owner_whose_writer_pauses_is_finished_with_all_of_its_rows() {
-    let mut house = House::new().set("IMPORT_UNSURE_MS", "");
-    if !house.start_as_another_user() {
+    let mut fixture = Fixture::new().set("IMPORT_UNSURE_MS", "");
+    if !fixture.start_as_another_user() {
         println!("only root can make files of another owner: not tested");
         return;
     }
-    house.wait_for_log("are imported");
-    let mut file = File::create(house.input("slow.csv")).expect("a file");
+    fixture.wait_for_log("are imported");
+    let mut file = File::create(fixture.input("slow.csv")).expect("a file");
     writeln!(file, "{HEADER}").expect("written");
     for number in 0..12 {
         writeln!(file, "{}", row(number)).expect("written");
-        pause(&house, 400);
-        assert!(house.input("slow.csv").exists(), "finished after {} of 12 rows", number + 1);
+        pause(&fixture, 400);
+        assert!(fixture.input("slow.csv").exists(), "finished after {} of 12 rows", number + 1);
     }
     drop(file);
-    assert_eq!(house.counts("done", "slow.csv"), (12, 12, 0, None));
-    assert_eq!(house.numbers(), (0..12).collect::<Vec<_>>());
+    assert_eq!(fixture.counts("done", "slow.csv"), (12, 12, 0, None));
+    assert_eq!(fixture.numbers(), (0..12).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_packed_file_of_another_owner_is_not_truncated_while_its_upload_pauses() {
-    let mut house = House::new().set("IMPORT_UNSURE_MS", "2000");
-    if !house.start_as_another_user() {
+    let mut fixture = Fixture::new().set("IMPORT_UNSURE_MS", "2000");
+    if !fixture.start_as_another_user() {
         println!("only root can make files of another owner: not tested");
         return;
     }
-    house.wait_for_log("are imported");
+    fixture.wait_for_log("are imported");
     let content = gzip(csv(0..1_000));
-    let mut file = File::create(house.input("a.csv.gz")).expect("a file");
+    let mut file = File::create(fixture.input("a.csv.gz")).expect("a file");
     for part in content.chunks(content.len() / 3) {
         file.write_all(part).expect("written");
-        pause(&house, 700);
+        pause(&fixture, 700);
     }
     drop(file);
-    assert_eq!(house.counts("done", "a.csv.gz"), (1_000, 1_000, 0, None));
-    assert_eq!(house.numbers(), (0..1_000).collect::<Vec<_>>());
+    assert_eq!(fixture.counts("done", "a.csv.gz"), (1_000, 1_000, 0, None));
+    assert_eq!(fixture.numbers(), (0..1_000).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_packed_file_that_is_written_in_several_goes_is_not_truncated_in_between() {
-    let house = House::new().set("IMPORT_UNSURE_MS", "3000").start_now();
-    house.wait_for_log("are imported");
+    let fixture = Fixture::new().set("IMPORT_UNSURE_MS", "3000").start_now();
+    fixture.wait_for_log("are imported");
     let content = gzip(csv(0..20_000));
     for part in content.chunks(content.len() / 3 + 1) {
         // nobody has it open between the goes, and the system says so
-        let mut file = File::options().create(true).append(true).open(house.input("a.csv.gz")).expect("a file");
+        let mut file = File::options().create(true).append(true).open(fixture.input("a.csv.gz")).expect("a file");
         file.write_all(part).expect("written");
         drop(file);
-        pause(&house, 700);
+        pause(&fixture, 700);
     }
-    assert_eq!(house.counts("done", "a.csv.gz"), (20_000, 20_000, 0, None));
-    assert_eq!(house.numbers(), (0..20_000).collect::<Vec<_>>(), "no row twice");
+    assert_eq!(fixture.counts("done", "a.csv.gz"), (20_000, 20_000, 0, None));
+    assert_eq!(fixture.numbers(), (0..20_000).collect::<Vec<_>>(), "no row twice");
 }
 
 #[test]
 fn an_unterminated_last_line_waits_for_its_end_whoever_writes_and_is_noted() {
     for another_user in [false, true] {
-        let mut house = House::new().set("IMPORT_UNSURE_MS", "2500");
-        if another_user && !house.start_as_another_user() {
+        let mut fixture = Fixture::new().set("IMPORT_UNSURE_MS", "2500");
+        if another_user && !fixture.start_as_another_user() {
             println!("only root can make files of another owner: not tested");
             return;
         }
         if !another_user {
-            house.start();
+            fixture.start();
         }
-        house.wait_for_log("are imported");
+        fixture.wait_for_log("are imported");
         for (number, name) in ["line.csv", "header.csv", "nothing.csv"].into_iter().enumerate() {
             let content = csv([2 * number, 399 + number]);
             let content = content.trim_end();
             // "...,400" is written as "...,4" first, or the header in part, or nothing
             let cut = [content.len() - 2, HEADER.len() - 2, 0][number];
             for part in [&content[..cut], &content[cut..]] {
-                let mut file = File::options().create(true).append(true).open(house.input(name)).expect("a file");
+                let mut file = File::options().create(true).append(true).open(fixture.input(name)).expect("a file");
                 file.write_all(part.as_bytes()).expect("written");
                 drop(file);
                 if part.len() == cut {
-                    pause(&house, 900);
+                    pause(&fixture, 900);
                 }
             }
             let written = Instant::now();
-            let receipt = house.receipt("done", name);
+            let receipt = fixture.receipt("done", name);
             assert!(written.elapsed() > Duration::from_secs(2), "{name}: {:?}", written.elapsed());
             assert_eq!((receipt.accepted, receipt.rows), (2, 2), "{name}");
             assert!(receipt.unterminated_last_line, "{name}");
-            assert!(house.text(&format!("done/{name}.receipt.json")).contains("\"unterminated_last_line\": true"));
+            assert!(fixture.text(&format!("done/{name}.receipt.json")).contains("\"unterminated_last_line\": true"));
         }
-        assert_eq!(house.numbers(), [0, 2, 4, 399, 400, 401]);
-        house.drop_in("whole.csv", csv([500]));
-        house.receipt("done", "whole.csv");
-        assert!(!house.text("done/whole.csv.receipt.json").contains("unterminated_last_line"));
-        assert!(!house.log().contains("was written to after it was finished"));
+        assert_eq!(fixture.numbers(), [0, 2, 4, 399, 400, 401]);
+        fixture.drop_in("whole.csv", csv([500]));
+        fixture.receipt("done", "whole.csv");
+        assert!(!fixture.text("done/whole.csv.receipt.json").contains("unterminated_last_line"));
+        assert!(!fixture.log().contains("was written to after it was finished"));
     }
 }
 
 #[test]
 fn a_file_with_a_wrong_header_is_not_rejected_before_it_is_complete() {
-    let house = House::started();
-    house.wait_for_log("are imported");
-    let mut wrong = File::create(house.input("wrong.csv")).expect("a file");
-    let mut corrected = File::create(house.input("corrected.csv")).expect("a file");
+    let fixture = Fixture::started();
+    fixture.wait_for_log("are imported");
+    let mut wrong = File::create(fixture.input("wrong.csv")).expect("a file");
+    let mut corrected = File::create(fixture.input("corrected.csv")).expect("a file");
     for file in [&mut wrong, &mut corrected] {
         writeln!(file, "{}", HEADER.replace("value", "price")).expect("written");
     }
     for number in 0..5 {
         writeln!(wrong, "{}", row(number)).expect("written");
-        pause(&house, 400);
-        assert_eq!(house.names("rejected"), [""; 0]);
+        pause(&fixture, 400);
+        assert_eq!(fixture.names("rejected"), [""; 0]);
     }
     corrected.write_all_at(csv([7]).as_bytes(), 0).expect("written");
     drop((wrong, corrected));
-    let receipt = house.receipt("rejected", "wrong.csv");
-    assert_eq!(receipt.bytes, house.text("rejected/wrong.csv").len() as u64);
+    let receipt = fixture.receipt("rejected", "wrong.csv");
+    assert_eq!(receipt.bytes, fixture.text("rejected/wrong.csv").len() as u64);
     assert!(receipt.error.is_some_and(|error| error.contains("the first line is not a header")));
-    assert_eq!(house.counts("done", "corrected.csv"), (1, 1, 0, None));
-    assert_eq!(house.numbers(), [7]);
-    assert!(!house.log().contains("has grown since"), "{}", house.log());
+    assert_eq!(fixture.counts("done", "corrected.csv"), (1, 1, 0, None));
+    assert_eq!(fixture.numbers(), [7]);
+    assert!(!fixture.log().contains("has grown since"), "{}", fixture.log());
 }
 
 #[test]
 fn a_file_that_ends_in_a_line_break_and_that_nobody_writes_is_not_held_up() {
-    let house = House::new().set("IMPORT_UNSURE_MS", "60000").start_now();
+    let fixture = Fixture::new().set("IMPORT_UNSURE_MS", "60000").start_now();
     for number in 0..3 {
-        fs::write(house.input(format!("{number}.csv")), csv([500 + number])).expect("a file");
-        house.receipt("done", &format!("{number}.csv"));
+        fs::write(fixture.input(format!("{number}.csv")), csv([500 + number])).expect("a file");
+        fixture.receipt("done", &format!("{number}.csv"));
     }
 }

@@ -1,0 +1,128 @@
+//! Names of files: which are ours to read, and what the files derived from them are called. Names
+//! are bytes: they may hold anything but `/` and NUL, and be up to 255 bytes long.
+
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::{OsStrExt, OsStringExt},
+    path::Path,
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::find::file_kind::{FileKind, file_kind};
+
+/// The longest name a file system takes.
+const LONGEST: usize = 255;
+
+/// A short name for the files that belong to `name` while it is being read.
+pub(crate) fn key(name: &OsStr) -> String {
+    hex::encode(&Sha256::digest(name.as_bytes())[..16])
+}
+
+/// `NAME.receipt.json`
+pub(crate) fn receipt_name(name: &OsStr) -> OsString {
+    let end = b".receipt.json";
+    if name.len() + end.len() <= LONGEST {
+        return joined(name.as_bytes(), end);
+    }
+    let end = [b"~", &key(name).as_bytes()[..8], end].concat();
+    joined(cut(name.as_bytes(), LONGEST - end.len()), &end)
+}
+
+/// `NAME.csv` for the refused rows of a `NAME.csv` or `NAME.csv.gz`.
+pub(crate) fn rejected_name(name: &OsStr) -> OsString {
+    match file_kind(name) {
+        FileKind::Gzip => OsStr::from_bytes(&name.as_bytes()[..name.len() - 3]).to_owned(),
+        _ => name.to_owned(),
+    }
+}
+
+/// `name`, or `name` with `-2`, `-3` ... before its extension, such that neither it nor its
+/// receipt exists in `directory`.
+pub(crate) fn free_name(directory: &Path, name: &OsStr) -> OsString {
+    free_name_except(directory, name, |_| false)
+}
+
+/// A [`free_name`] that is not reserved either.
+pub(crate) fn free_name_except(directory: &Path, name: &OsStr, is_reserved: impl Fn(&Path) -> bool) -> OsString {
+    let taken = |name: &OsStr| {
+        let path = directory.join(name);
+        is_reserved(&path)
+            || path.symlink_metadata().is_ok()
+            || directory.join(receipt_name(name)).symlink_metadata().is_ok()
+    };
+    if !taken(name) {
+        return name.to_owned();
+    }
+    let bytes = name.as_bytes();
+    let extension = match file_kind(name) {
+        FileKind::Csv => 4,
+        FileKind::Gzip => 7,
+        _ => 0,
+    };
+    let (stem, extension) = bytes.split_at(bytes.len() - extension);
+    let mut number = 2_u64;
+    loop {
+        let end = [format!("-{number}").as_bytes(), extension].concat();
+        let candidate = joined(cut(stem, LONGEST - end.len()), &end);
+        if !taken(&candidate) {
+            return candidate;
+        }
+        number += 1;
+    }
+}
+
+/// The bytes of a name, for a record.
+pub(crate) fn name_to_hex(name: &OsStr) -> String {
+    hex::encode(name.as_bytes())
+}
+
+/// The name in a record.
+pub(crate) fn name_from_hex(text: &str) -> OsString {
+    OsString::from_vec(hex::decode(text).unwrap_or_default())
+}
+
+fn joined(stem: &[u8], end: &[u8]) -> OsString {
+    OsString::from_vec([stem, end].concat())
+}
+
+/// At most `length` bytes, not cut inside a character.
+fn cut(name: &[u8], length: usize) -> &[u8] {
+    if name.len() <= length {
+        return name;
+    }
+    match std::str::from_utf8(name) {
+        Ok(text) => &name[..text.floor_char_boundary(length)],
+        Err(_) => &name[..length],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_name_gets_a_number_before_its_extension() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let free = |name: &str| free_name(directory.path(), OsStr::new(name)).into_string().expect("UTF-8");
+        for name in ["a.csv", "a-2.csv", "b.csv.gz", "c.csv.receipt.json"] {
+            std::fs::write(directory.path().join(name), "").expect("a file");
+        }
+        assert_eq!(
+            [free("a.csv"), free("b.csv.gz"), free("c.csv"), free("d.csv")],
+            ["a-3.csv", "b-2.csv.gz", "c-2.csv", "d.csv"]
+        );
+    }
+
+    #[test]
+    fn the_longest_names_have_receipts_and_numbers_too() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let name = format!("{}.csv", "ü".repeat(125));
+        std::fs::write(directory.path().join(&name), "").expect("a file");
+        let free = free_name(directory.path(), OsStr::new(&name));
+        let receipt = receipt_name(&free);
+        assert!(free.len() <= LONGEST && free.to_str().is_some_and(|free| free.ends_with("ü-2.csv")), "{free:?}");
+        assert!(receipt.len() <= LONGEST && receipt.to_str().is_some_and(|name| name.ends_with(".receipt.json")));
+        assert_ne!(receipt, receipt_name(OsStr::new(&name)));
+    }
+}

@@ -1,0 +1,196 @@
+//! Files that can't be imported now, and stay where they are: no permission, a directory, a bad
+//! sector, no room for their refused rows. Each is reported once in the log and with a receipt, and
+//! tried again after pauses that double.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    ffi::{OsStr, OsString},
+    hash::{DefaultHasher, Hash, Hasher},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use crate::{
+    backoff::Backoff,
+    directory::{
+        Directory,
+        names::{free_name, receipt_name},
+        remove, write_atomically,
+    },
+    finish::receipt::{Receipt, now},
+};
+
+/// How many of each kind are kept in mind. Further unreadable ones are tried whenever a listing comes
+/// by them; further failing ones are not tried until there is room.
+const MAX_REMEMBERED: usize = 10_000;
+
+/// Why a file is blocked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BlockKind {
+    /// It is nothing that can be read: a directory, a file without permission. Its owner's affair.
+    Unreadable,
+    /// Importing it has begun and fails: the disk, or Kafka.
+    Failing,
+}
+
+/// The blocked files, and what was said about them.
+#[derive(Debug, Default)]
+pub(crate) struct BlockedFiles {
+    known: HashMap<OsString, BlockedFile>,
+    /// Those of [`BlockKind::Failing`].
+    failing: BTreeSet<OsString>,
+    /// Hashes of the names of further failing ones.
+    further: HashSet<u64>,
+    is_full: bool,
+}
+
+#[derive(Debug)]
+struct BlockedFile {
+    kind: BlockKind,
+    reason: String,
+    receipt: PathBuf,
+    backoff: Backoff,
+}
+
+impl BlockedFiles {
+    /// Whether `name` is among them: it has been reported.
+    pub(crate) fn contains(&self, name: &OsStr) -> bool {
+        self.known.contains_key(name)
+    }
+
+    /// Whether importing `name` has failed before.
+    pub(crate) fn is_failing(&self, name: &OsStr) -> bool {
+        self.failing.contains(name) || (!self.further.is_empty() && self.further.contains(&hash(name)))
+    }
+
+    /// Whether `name` may be tried (again).
+    pub(crate) fn is_due(&self, name: &OsStr, now: Instant) -> bool {
+        self.known.get(name).is_none_or(|file| file.backoff.is_due(now))
+    }
+
+    /// The failing file whose next try is due for the longest time, of those not to `skip`.
+    pub(crate) fn next_failing(&self, now: Instant, skip: impl Fn(&OsStr) -> bool) -> Option<OsString> {
+        let due = self.failing.iter().filter_map(|name| Some((self.known.get(name)?.backoff.due()?, name)));
+        due.filter(|(due, name)| *due <= now && !skip(name)).min().map(|(_, name)| name.clone())
+    }
+
+    /// Whether any file fails.
+    pub(crate) fn any_failing(&self) -> bool {
+        !self.failing.is_empty()
+    }
+
+    /// `name` was changed: what made it unreadable may be over.
+    pub(crate) fn retry_soon(&mut self, name: &OsStr, now: Instant) {
+        if let Some(file) = self.known.get_mut(name).filter(|file| file.kind == BlockKind::Unreadable) {
+            file.backoff.retry_by(now);
+        }
+    }
+
+    /// How many fail, and one of them with its reason.
+    pub(crate) fn describe_failing(&self) -> Option<String> {
+        let name = self.failing.first()?;
+        let reason = self.known.get(name).map_or("", |file| &file.reason);
+        Some(format!("{} files cannot be imported: {name:?}: {reason}", self.failing.len()))
+    }
+
+    /// `name` can't be imported.
+    pub(crate) fn report(&mut self, directory: &Directory, name: &OsStr, kind: BlockKind, reason: &str) {
+        if let Some(file) = self.known.get_mut(name) {
+            file.backoff.failed(Instant::now());
+            if file.reason == reason && file.kind == kind {
+                return;
+            }
+        } else if self.count(kind) >= MAX_REMEMBERED {
+            if kind == BlockKind::Failing {
+                self.further.insert(hash(name));
+            }
+            if !self.is_full {
+                tracing::error!(
+                    "more than {MAX_REMEMBERED} files can't be imported: further ones are not reported one by one"
+                );
+                self.is_full = true;
+            }
+            return;
+        }
+        tracing::error!("{name:?} in {} can't be imported now and stays there: {reason}", directory.input.display());
+        let time = now();
+        let receipt = Receipt {
+            file: name.to_string_lossy().into_owned(),
+            event_type: None,
+            rows: 0,
+            accepted: 0,
+            refused: 0,
+            bytes: 0,
+            sha256: String::new(),
+            started_at: time.clone(),
+            finished_at: time,
+            rejected: None,
+            error: Some(reason.to_owned()),
+            unterminated_last_line: false,
+            left_in_place: true,
+        };
+        let known = self.known.remove(name);
+        let backoff = known.as_ref().map(|file| file.backoff).unwrap_or_else(|| {
+            let mut first = Backoff::default();
+            first.failed(Instant::now());
+            first
+        });
+        let path = known
+            .map(|file| file.receipt)
+            .or_else(|| left_in_place(directory, name))
+            .unwrap_or_else(|| directory.rejected.join(receipt_name(&free_name(&directory.rejected, name))));
+        let written = receipt.text().map_err(Into::into).and_then(|json| write_atomically(&path, &json));
+        if let Err(error) = written {
+            tracing::error!("{} can't be written: {error}", path.display());
+        }
+        match kind {
+            BlockKind::Failing => self.failing.insert(name.to_owned()),
+            BlockKind::Unreadable => self.failing.remove(name),
+        };
+        self.known.insert(name.to_owned(), BlockedFile { kind, reason: reason.to_owned(), receipt: path, backoff });
+    }
+
+    /// `name` goes through now: what was said about it is taken back.
+    pub(crate) fn clear(&mut self, directory: &Directory, name: &OsStr) {
+        let known = self.known.remove(name).map(|file| file.receipt);
+        self.failing.remove(name);
+        if self.is_full && (self.failing.len() < MAX_REMEMBERED || self.further.is_empty()) {
+            // there is room again: listings come by the further ones
+            self.is_full = self.known.len() >= MAX_REMEMBERED;
+            self.further.clear();
+        }
+        let path = known.or_else(|| left_in_place(directory, name));
+        if let Some(Err(error)) = path.map(|path| remove(&path)) {
+            tracing::warn!("the receipt of {name:?} can't be removed: {error}");
+        }
+    }
+
+    fn count(&self, kind: BlockKind) -> usize {
+        match kind {
+            BlockKind::Failing => self.failing.len(),
+            BlockKind::Unreadable => self.known.len() - self.failing.len(),
+        }
+    }
+
+    /// Forgets those that are no longer there.
+    pub(crate) fn retain(&mut self, directory: &Directory, there: impl Fn(&Path) -> bool) {
+        let gone: Vec<_> =
+            self.known.keys().filter(|name| !there(&directory.input.join(name.as_os_str()))).cloned().collect();
+        for name in gone {
+            self.clear(directory, &name);
+        }
+    }
+}
+
+fn hash(name: &OsStr) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The receipt of this name, if it is one of a file left in place.
+fn left_in_place(directory: &Directory, name: &OsStr) -> Option<PathBuf> {
+    let path = directory.rejected.join(receipt_name(name));
+    let receipt: Receipt = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+    (receipt.left_in_place && receipt.file == name.to_string_lossy()).then_some(path)
+}

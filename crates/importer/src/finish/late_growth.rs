@@ -1,0 +1,179 @@
+//! Finished files that are written to afterwards. A writer may pause for longer than anybody waits,
+//! and then write on in `done/`: what it writes there must be imported as well. A thread of its own
+//! looks for such files, since `done/` may hold very many, and since being sure takes reading: what
+//! was imported must still be there unchanged, before what was appended.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fs::{self, File, Metadata},
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    directory::{Directory, names::receipt_name},
+    find::file_kind::{FileKind, file_kind},
+    progress::{FinishRecord, Record},
+    read::source::FileState,
+};
+
+/// The least time between two looks at everything.
+const MIN_INTERVAL: Duration = Duration::from_secs(2);
+/// A look may take this share of the time.
+const IDLE_FACTOR: u32 = 20;
+/// How many files are remembered that were written to without having grown.
+const MAX_REMEMBERED: usize = 10_000;
+
+/// A finished file that is longer than its receipt says.
+#[derive(Debug)]
+pub(crate) struct GrownFile {
+    /// `done/` or `rejected/`.
+    pub(crate) folder: PathBuf,
+    pub(crate) name: OsString,
+}
+
+/// Where grown files are reported, as long as it lives.
+pub(crate) struct LateGrowth {
+    pub(crate) found: Receiver<GrownFile>,
+    _stop: SyncSender<()>,
+}
+
+impl LateGrowth {
+    /// Starts the thread. `waker` is rung for every file that is reported.
+    pub(crate) fn start(directory: &Directory, waker: SyncSender<OsString>) -> io::Result<LateGrowth> {
+        let (sender, found) = sync_channel(100);
+        let (stop, stopped) = sync_channel(0);
+        let folders = [directory.done.clone(), directory.rejected.clone()];
+        let work = move || {
+            let mut scanner = GrowthScanner::default();
+            loop {
+                let begun = Instant::now();
+                for folder in &folders {
+                    let report = |grown| {
+                        let _ = waker.try_send(OsString::new());
+                        sender.send(grown).is_ok()
+                    };
+                    if !scanner.scan(folder, *folder == folders[1], report) {
+                        return;
+                    }
+                }
+                if stopped.recv_timeout(MIN_INTERVAL.max(begun.elapsed() * IDLE_FACTOR))
+                    != Err(RecvTimeoutError::Timeout)
+                {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new().name("late-growth".into()).spawn(work)?;
+        Ok(LateGrowth { found, _stop: stop })
+    }
+}
+
+/// What was found out about files that were written to.
+#[derive(Debug, Default)]
+pub(crate) struct GrowthScanner {
+    known: HashMap<PathBuf, FileState>,
+}
+
+impl GrowthScanner {
+    /// Looks at all files of a folder; false when nobody wants to know any more.
+    pub(crate) fn scan(&mut self, folder: &Path, rejected: bool, report: impl Fn(GrownFile) -> bool) -> bool {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if !matches!(file_kind(&name), FileKind::Csv | FileKind::Gzip) {
+                continue;
+            }
+            let path = entry.path();
+            let receipt = folder.join(receipt_name(&name));
+            let (Ok(file), Ok(written)) = (path.symlink_metadata(), receipt.symlink_metadata()) else { continue };
+            if !file.is_file() || !may_be_newer(&file, &written) {
+                continue;
+            }
+            let state = FileState::from(&file);
+            if self.known.get(&path) == Some(&state) {
+                continue;
+            }
+            match Record::read(&receipt) {
+                Ok(Some(Record::Finishing(finished))) => match compare(&path, &finished, state) {
+                    Ok(Comparison::Grown) => {
+                        if !report(GrownFile { folder: folder.to_owned(), name }) {
+                            return false;
+                        }
+                        continue;
+                    }
+                    Ok(Comparison::Same) => {}
+                    // correcting a rejected file in place is what it is there for
+                    Ok(Comparison::Different) if rejected => {}
+                    Ok(Comparison::Different) => tracing::warn!(
+                        "{} was changed after it was finished, and is not what was imported; to import it as it is \
+                         now, move it to input/",
+                        path.display()
+                    ),
+                    Err(error) => {
+                        tracing::warn!(
+                            "{} was written to after it was finished, and cannot be read: {error}",
+                            path.display()
+                        );
+                    }
+                },
+                _ => continue,
+            }
+            if self.known.len() >= MAX_REMEMBERED {
+                self.known.clear();
+            }
+            self.known.insert(path, state);
+        }
+        true
+    }
+}
+
+/// Whether a file may have been written to after its receipt: a cheap look, which a file whose
+/// modification time was set back does not pass unnoticed.
+fn may_be_newer(file: &Metadata, receipt: &Metadata) -> bool {
+    let modified = |of: &Metadata| (of.mtime(), of.mtime_nsec());
+    let changed = |of: &Metadata| (of.ctime(), of.ctime_nsec());
+    modified(file) >= modified(receipt) || changed(file) > changed(receipt)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Comparison {
+    /// What was imported, and more after it.
+    Grown,
+    /// What was imported.
+    Same,
+    /// Something else.
+    Different,
+}
+
+fn compare(path: &Path, finished: &FinishRecord, state: FileState) -> io::Result<Comparison> {
+    let bytes = finished.receipt.bytes;
+    let read = finished.resume.state;
+    if state.size == bytes && state.modified_ns == read.modified_ns && state.identity == read.identity {
+        return Ok(Comparison::Same);
+    }
+    if state.size < bytes {
+        return Ok(Comparison::Different);
+    }
+    let mut hash = Sha256::new();
+    let mut file = File::open(path)?.take(bytes);
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => hash.update(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(match hex::encode(hash.finalize()) == finished.receipt.sha256 {
+        false => Comparison::Different,
+        true if state.size > bytes => Comparison::Grown,
+        true => Comparison::Same,
+    })
+}

@@ -1,0 +1,38 @@
+//! The importer's metrics, counted by chunk and by file.
+
+use metrics::{counter, gauge};
+
+use crate::read::position::Position;
+
+/// Part of a file is acknowledged.
+pub(crate) fn acknowledged(from: &Position, to: &Position) {
+    let rows = |result: &'static str, rows: u64| {
+        if rows > 0 {
+            counter!("onhand_importer_rows_total", "result" => result).increment(rows);
+        }
+    };
+    rows("accepted", to.accepted.saturating_sub(from.accepted));
+    rows("refused", to.refused.saturating_sub(from.refused));
+    counter!("onhand_importer_bytes_total").increment(to.byte.saturating_sub(from.byte));
+}
+
+/// A file is finished: `done`, or `rejected` as a whole.
+pub(crate) fn finished(result: &'static str) {
+    counter!("onhand_importer_files_total", "result" => result).increment(1);
+}
+
+/// Records on their way to Kafka, and files begun.
+pub(crate) fn in_flight(records: u64, files: usize) {
+    gauge!("onhand_importer_records_in_flight").set(records as f64);
+    gauge!("onhand_importer_files_open").set(files as f64);
+}
+
+/// `1.2 MB`, for people.
+pub(crate) fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

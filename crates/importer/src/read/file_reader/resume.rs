@@ -1,0 +1,64 @@
+//! A file that is read again: after a failure of the producer, or where an earlier process was.
+
+use super::{FileReader, Step};
+use crate::{
+    progress::Progress,
+    read::position::{Position, digest},
+};
+
+impl FileReader {
+    /// Goes on where an earlier process was, if the file is still the same up to there.
+    pub(crate) fn resume_from(&mut self, progress: Progress) {
+        // before the first row there is nothing to be saved
+        self.replay = (progress.accepted + progress.refused > 0).then_some(progress);
+    }
+
+    /// Goes back to what is acknowledged. The file must be opened again. `compare`: what was read
+    /// may have been changed, and is compared first.
+    pub(crate) fn rewind(&mut self, compare: bool) {
+        self.source = None;
+        self.in_flight = 0;
+        self.acknowledged = self.resume_at().clone();
+        self.before_last_line = None;
+        if self.replay.is_none() && (self.gzip || compare) {
+            self.resume_from(self.progress("", String::new()));
+            if self.replay.is_none() {
+                self.acknowledged = Position::default();
+            }
+        }
+        self.position = if self.replay.is_some() { Position::default() } else { self.acknowledged.clone() };
+        if self.position.byte < self.rows_begin {
+            self.rows = None;
+            self.rows_begin = 0;
+        }
+    }
+
+    /// Whether an earlier process's part is still being compared.
+    pub(crate) fn is_replaying(&self) -> bool {
+        self.replay.is_some()
+    }
+
+    /// Compares a part with what an earlier process read.
+    pub(super) fn compare(&mut self, bytes: &[u8]) -> Step {
+        self.position.advance(bytes);
+        let Some(replay) = &self.replay else { return Step::More };
+        let changed = || Step::Changed(format!("its first {} bytes are not what they were", replay.byte));
+        if self.position.byte > replay.byte || (bytes.is_empty() && self.position.byte < replay.byte) {
+            return changed();
+        }
+        if self.position.byte < replay.byte {
+            return Step::More;
+        }
+        if digest(&self.position.hash) != replay.sha256 {
+            return changed();
+        }
+        self.position.line = replay.line;
+        self.position.inside_long_line = replay.inside_long_line;
+        self.position.accepted = replay.accepted;
+        self.position.refused = replay.refused;
+        self.position.refused_bytes = replay.refused_bytes;
+        self.acknowledged = self.position.clone();
+        self.replay = None;
+        Step::More
+    }
+}

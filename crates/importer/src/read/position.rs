@@ -1,0 +1,59 @@
+//! A place in a file.
+
+use sha2::{Digest, Sha256};
+
+/// A place in a file, and what was before it.
+#[derive(Debug, Clone)]
+pub(crate) struct Position {
+    /// In the unpacked text.
+    pub(crate) byte: u64,
+    pub(crate) line: u64,
+    pub(crate) inside_long_line: bool,
+    pub(crate) accepted: u64,
+    pub(crate) refused: u64,
+    pub(crate) refused_bytes: u64,
+    pub(crate) hash: Sha256,
+    /// The last bytes before it.
+    pub(crate) last_bytes: LastBytes,
+}
+
+/// The last bytes before a place, as many as there are.
+pub(crate) type LastBytes = [u8; 64];
+
+impl Default for Position {
+    /// The beginning of a file.
+    fn default() -> Position {
+        Position {
+            byte: 0,
+            line: 0,
+            inside_long_line: false,
+            accepted: 0,
+            refused: 0,
+            refused_bytes: 0,
+            hash: Sha256::new(),
+            last_bytes: [0; 64],
+        }
+    }
+}
+
+impl Position {
+    /// Whether the last byte before it is in the middle of a line.
+    pub(crate) fn is_mid_line(&self) -> bool {
+        self.byte > 0 && self.last_bytes.last() != Some(&b'\n')
+    }
+
+    /// Goes on over these bytes.
+    pub(crate) fn advance(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.byte += bytes.len() as u64;
+        let kept = bytes.len().min(self.last_bytes.len());
+        self.last_bytes.rotate_left(kept);
+        let from = self.last_bytes.len() - kept;
+        self.last_bytes[from..].copy_from_slice(&bytes[bytes.len() - kept..]);
+    }
+}
+
+/// The digest so far, as text; the hash goes on.
+pub(crate) fn digest(hash: &Sha256) -> String {
+    hex::encode(hash.clone().finalize())
+}

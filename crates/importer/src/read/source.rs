@@ -1,0 +1,262 @@
+//! The bytes of a file, unpacked where it is a `.csv.gz`.
+
+use std::{
+    fs::{File, Metadata},
+    io::{self, BufReader, Read},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+};
+
+use flate2::bufread::MultiGzDecoder;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::read::position::digest;
+
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+impl From<&Metadata> for Identity {
+    fn from(metadata: &Metadata) -> Identity {
+        Identity { device: metadata.dev(), inode: metadata.ino() }
+    }
+}
+
+/// A file, and when it was last written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FileState {
+    #[serde(flatten)]
+    pub(crate) identity: Identity,
+    /// In bytes.
+    pub(crate) size: u64,
+    /// Its modification time, in nanoseconds since 1970.
+    pub(crate) modified_ns: i64,
+}
+
+impl From<&Metadata> for FileState {
+    fn from(metadata: &Metadata) -> FileState {
+        let modified_ns = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
+        FileState { identity: metadata.into(), size: metadata.len(), modified_ns }
+    }
+}
+
+/// Why a file gives no bytes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SourceError {
+    /// Its content is not what it should be, and won't get better.
+    #[error("{0}")]
+    Corrupt(String),
+    /// The system could not read it now.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What to do with a symbolic link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// Whoever may write to `input/` could otherwise have any file read that we may read, and its
+    /// first line shown.
+    Refuse,
+    Follow,
+}
+
+/// Opens a regular file. Anything else is an error, without ever waiting for it: opening a named pipe
+/// would wait for its writer.
+pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
+    let regular = |metadata: Metadata| {
+        if metadata.is_file() { Ok(()) } else { Err(io::Error::other(format!("is {}", what(&metadata)))) }
+    };
+    let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if links == Links::Refuse {
+        regular(std::fs::symlink_metadata(path)?)?;
+        flags |= OFlags::NOFOLLOW;
+    } else {
+        regular(std::fs::metadata(path)?)?;
+    }
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    regular(file.metadata()?)?;
+    Ok(file)
+}
+
+/// Whether nothing has this name. When the system cannot say (no permission to search the directory,
+/// an error of the disk), the file counts as there.
+pub(crate) fn is_gone(path: &Path) -> bool {
+    matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
+fn what(metadata: &Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = metadata.file_type();
+    if kind.is_symlink() {
+        "a symbolic link, which IMPORT_FOLLOW_LINKS does not allow"
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a named pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+/// An open file.
+pub(crate) enum Source {
+    /// Read at any place.
+    Plain(File),
+    /// Read from the front.
+    Gzip(Box<Gzip>),
+}
+
+/// A file that is unpacked as it is read.
+pub(crate) struct Gzip {
+    decoder: MultiGzDecoder<BufReader<Hashed>>,
+    /// Unpacked, but given back.
+    kept: Vec<u8>,
+    /// An error behind bytes that are read first.
+    error: Option<SourceError>,
+    unpacked: u64,
+}
+
+struct Hashed {
+    file: File,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read(buffer)?;
+        self.hash.update(&buffer[..length]);
+        self.bytes += length as u64;
+        Ok(length)
+    }
+}
+
+impl Source {
+    pub(crate) fn new(file: File, gzip: bool) -> Source {
+        if !gzip {
+            return Source::Plain(file);
+        }
+        let hashed = Hashed { file, hash: Sha256::new(), bytes: 0 };
+        let decoder = MultiGzDecoder::new(BufReader::with_capacity(64 * 1024, hashed));
+        Source::Gzip(Box::new(Gzip { decoder, kept: Vec::new(), error: None, unpacked: 0 }))
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        match self {
+            Source::Plain(file) => file,
+            Source::Gzip(gzip) => &gzip.decoder.get_ref().get_ref().file,
+        }
+    }
+
+    /// Fills `buffer` from `position` on, as far as there is something. A `.gz` goes on from where
+    /// it is: what was not used must be given back first.
+    pub(crate) fn fill(&mut self, position: u64, buffer: &mut [u8]) -> Result<usize, SourceError> {
+        match self {
+            Source::Plain(file) => {
+                let mut filled = 0;
+                while filled < buffer.len() {
+                    match file.read_at(&mut buffer[filled..], position + filled as u64) {
+                        Ok(0) => break,
+                        Ok(length) => filled += length,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                Ok(filled)
+            }
+            Source::Gzip(gzip) => gzip.fill(buffer),
+        }
+    }
+
+    /// Bytes that were read and not used.
+    pub(crate) fn unread(&mut self, bytes: &[u8]) {
+        if let Source::Gzip(gzip) = self {
+            let behind = std::mem::take(&mut gzip.kept);
+            gzip.kept = [bytes, &behind].concat();
+        }
+    }
+
+    /// Whether an error stands behind what was read so far.
+    pub(crate) fn has_error(&self) -> bool {
+        matches!(self, Source::Gzip(gzip) if gzip.error.is_some())
+    }
+
+    /// That error.
+    pub(crate) fn take_error(&mut self) -> Option<SourceError> {
+        match self {
+            Source::Plain(_) => None,
+            Source::Gzip(gzip) => gzip.error.take(),
+        }
+    }
+
+    /// Bytes of the file, as it is, that were read so far.
+    pub(crate) fn packed_bytes_read(&self) -> Option<u64> {
+        match self {
+            Source::Plain(_) => None,
+            Source::Gzip(gzip) => Some(gzip.decoder.get_ref().get_ref().bytes),
+        }
+    }
+
+    /// For a `.gz`: reads on to the end of the file as it is, to `buffer.len()` bytes at a time;
+    /// then its size and its SHA-256. A plain file has none that its reader doesn't know.
+    pub(crate) fn rest(&mut self, buffer: &mut [u8]) -> io::Result<Option<(u64, String)>> {
+        match self {
+            Source::Plain(_) => Ok(Some((0, String::new()))),
+            Source::Gzip(gzip) => {
+                let hashed = gzip.decoder.get_mut().get_mut();
+                if hashed.read(buffer)? > 0 {
+                    return Ok(None);
+                }
+                Ok(Some((hashed.bytes, digest(&hashed.hash))))
+            }
+        }
+    }
+}
+
+impl Gzip {
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
+        let mut filled = self.kept.len().min(buffer.len());
+        buffer[..filled].copy_from_slice(&self.kept[..filled]);
+        self.kept.drain(..filled);
+        if self.error.is_some() && filled == 0 {
+            return self.error.take().map_or(Ok(0), Err);
+        }
+        while filled < buffer.len() && self.error.is_none() {
+            match self.decoder.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(length) => {
+                    filled += length;
+                    self.unpacked += length as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    let error = self.explain(error);
+                    if filled == 0 {
+                        return Err(error);
+                    }
+                    self.error = Some(error);
+                }
+            }
+        }
+        Ok(filled)
+    }
+
+    /// The decoder's errors are its own, unless the system gave them.
+    fn explain(&self, error: io::Error) -> SourceError {
+        let unpacked = self.unpacked;
+        match error.kind() {
+            _ if error.raw_os_error().is_some() => SourceError::Io(error),
+            io::ErrorKind::UnexpectedEof => SourceError::Corrupt(format!(
+                "the gzip file is truncated: it breaks off behind byte {unpacked} unpacked"
+            )),
+            _ => SourceError::Corrupt(format!("the gzip file is broken behind byte {unpacked} unpacked: {error}")),
+        }
+    }
+}

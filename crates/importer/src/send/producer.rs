@@ -1,0 +1,333 @@
+//! The producer: sends records, counts acknowledgements by chunk, and tells of failures. One
+//! thread only; the client's callbacks run inside [`Producer::poll`].
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use events::{EventType, Message};
+use rdkafka::{
+    ClientContext, Statistics,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    error::{KafkaError, RDKafkaErrorCode},
+    message::{DeliveryResult, Header, OwnedHeaders},
+    producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig},
+};
+use runtime::KafkaSettings;
+
+use crate::send::{
+    in_flight::{InFlight, Slots, Usage},
+    partition_health::PartitionHealth,
+    sink::{RESERVED, SMALL_RECORD_BYTES},
+    topic_limits::TopicLimits,
+};
+
+/// How long to wait for something to happen, at a time.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// How long what is on its way may take to arrive after a failure.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often the client tells how far each partition is.
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why records did not arrive. The producer is of no use afterwards: [`Producer::replace`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Failures {
+    /// Slots of records that Kafka has refused, and why: the first reason of each.
+    pub(crate) records: BTreeMap<usize, RDKafkaErrorCode>,
+    /// The producer as a whole has failed.
+    pub(crate) producer: Option<RDKafkaErrorCode>,
+}
+
+/// What became of a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum SendResult {
+    /// It is on its way.
+    Sent,
+    /// There is no room now.
+    QueueFull,
+    /// Nothing goes any more: see [`Producer::failures`].
+    Failed,
+}
+
+/// The callbacks' side.
+struct DeliveryContext {
+    slots: Arc<Slots>,
+    failed: AtomicBool,
+    failures: Mutex<Failures>,
+    /// Records that will not arrive: refused, or taken back.
+    lost: AtomicU64,
+    partitions: Mutex<PartitionHealth>,
+}
+
+impl DeliveryContext {
+    #[cold]
+    fn fail(&self, code: RDKafkaErrorCode, slot: Option<usize>) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match (code, slot) {
+            // these records were in the company of the one that is at fault
+            (
+                RDKafkaErrorCode::PurgeQueue
+                | RDKafkaErrorCode::PurgeInflight
+                | RDKafkaErrorCode::InvalidDifferentRecord,
+                _,
+            ) => {}
+            (code, Some(slot)) => {
+                failures.records.entry(slot).or_insert(code);
+            }
+            (code, None) => failures.producer = Some(code),
+        }
+        self.failed.store(true, Relaxed);
+    }
+}
+
+impl ClientContext for DeliveryContext {
+    fn log(&self, level: RDKafkaLogLevel, _: &str, message: &str) {
+        tracing::debug!("librdkafka ({level:?}): {message}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!("librdkafka: {error}: {reason}");
+        if let Some(code @ RDKafkaErrorCode::Fatal) = error.rdkafka_error_code() {
+            self.fail(code, None);
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).observe(&statistics);
+    }
+}
+
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, slot: usize) {
+        match result {
+            Ok(record) => self.slots.acknowledge(slot, record.payload_len()),
+            Err((error, _)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                self.lost.store(self.lost.load(Relaxed) + 1, Relaxed);
+                self.fail(code, Some(slot));
+            }
+        }
+    }
+}
+
+/// How much the client takes.
+#[derive(Debug, Clone, Copy)]
+struct Capacity {
+    records: u64,
+    /// Of payloads: it does not count keys and headers.
+    bytes: u64,
+}
+
+/// A producer and what it has on its way.
+pub(crate) struct Producer<T> {
+    kafka: KafkaSettings,
+    producer: BaseProducer<DeliveryContext>,
+    limits: TopicLimits,
+    in_flight: InFlight<T>,
+    capacity: Capacity,
+    /// Since when a failed producer is given time for what can still arrive.
+    draining: Option<Instant>,
+    /// The time records are stamped with, in milliseconds since 1970: read now and then.
+    clock: i64,
+}
+
+impl<T> Producer<T> {
+    /// Blocks while it asks Kafka for its limits.
+    pub(crate) fn new(kafka: &KafkaSettings) -> Result<Producer<T>> {
+        let (in_flight, limits) = (InFlight::new(), TopicLimits::query(kafka));
+        let (producer, capacity) = create_producer(kafka, &limits, in_flight.slots())?;
+        Ok(Producer { kafka: kafka.clone(), producer, limits, in_flight, capacity, draining: None, clock: 0 })
+    }
+
+    /// After a failure: whether all that could still be acknowledged is. What is queued is taken back;
+    /// what Kafka has already been sent may well arrive, and need not be sent again.
+    pub(crate) fn is_drained(&mut self) -> bool {
+        let since = *self.draining.get_or_insert_with(|| {
+            self.producer.purge(PurgeConfig::default().queue());
+            Instant::now()
+        });
+        self.in_flight.records() <= self.producer.context().lost.load(Relaxed) || since.elapsed() > DRAIN_TIMEOUT
+    }
+
+    /// Starts again with a new producer after a failure: what was on its way is forgotten, and is the
+    /// caller's to send again. `ask`: the limits may have changed, and Kafka is asked for them again.
+    pub(crate) fn replace(&mut self, ask: bool) -> Result<()> {
+        self.in_flight = InFlight::new();
+        self.draining = None;
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        if ask {
+            self.limits = TopicLimits::query(&self.kafka);
+        }
+        (self.producer, self.capacity) = create_producer(&self.kafka, &self.limits, self.in_flight.slots())?;
+        Ok(())
+    }
+
+    /// Whether a topic takes a record of this size.
+    pub(crate) fn fits(&self, topic: &str, bytes: usize) -> bool {
+        self.limits.fits(topic, bytes, 0)
+    }
+
+    /// Whether the errors topic takes this refusal.
+    pub(crate) fn fits_dead_letter(&self, letter: &Message) -> bool {
+        self.limits.fits(&letter.topic, letter.size(), letter.all_headers().count())
+    }
+
+    /// How much more there is room for.
+    pub(crate) fn room(&self) -> Usage {
+        Usage {
+            chunks: self.in_flight.free_chunks(),
+            records: self.capacity.records.saturating_sub(self.in_flight.records()),
+            bytes: self.capacity.bytes.saturating_sub(self.in_flight.bytes()),
+        }
+    }
+
+    /// Whether a record may use the room that there is: what is left of the bytes is for small ones.
+    fn has_room(&self, bytes: usize) -> bool {
+        bytes <= SMALL_RECORD_BYTES
+            || self.in_flight.bytes() + bytes as u64 <= self.capacity.bytes.saturating_sub(RESERVED.bytes)
+    }
+
+    /// Partitions that take nothing, though records wait for them.
+    pub(crate) fn stuck_partitions(&self) -> Vec<String> {
+        self.producer.context().partitions.lock().unwrap_or_else(PoisonError::into_inner).stuck()
+    }
+
+    /// Where refusals go.
+    pub(crate) fn errors_topic(&self) -> &str {
+        &self.kafka.errors_topic
+    }
+
+    /// Where the events of a type go.
+    pub(crate) fn topic_of(&self, event_type: &EventType) -> &str {
+        self.kafka.topic_of(event_type)
+    }
+
+    /// Reads the clock for the records that follow.
+    pub(crate) fn update_clock(&mut self) {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.clock = i64::try_from(since.as_millis()).unwrap_or_default();
+    }
+
+    /// Sends a record as part of the open chunk.
+    pub(crate) fn send(&mut self, topic: &str, key: &[u8], payload: &[u8]) -> SendResult {
+        if !self.has_room(payload.len()) {
+            return SendResult::QueueFull;
+        }
+        let slot = self.in_flight.open_slot();
+        let record = BaseRecord::with_opaque_to(topic, slot).key(key).payload(payload).timestamp(self.clock);
+        let sent = self.producer.send(record);
+        self.record_result(slot, payload.len(), sent.map_err(|(error, _)| error))
+    }
+
+    /// Sends a refusal to the errors topic as part of the open chunk.
+    pub(crate) fn send_dead_letter(&mut self, letter: &Message) -> SendResult {
+        if !self.has_room(letter.payload.len()) {
+            return SendResult::QueueFull;
+        }
+        let slot = self.in_flight.open_slot();
+        let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len() + 1);
+        for (key, value) in letter.all_headers() {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let record: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(&letter.topic, slot).payload(letter.payload.as_slice()).headers(headers);
+        let sent = self.producer.send(record).map_err(|(error, _)| error);
+        self.record_result(slot, letter.payload.len(), sent)
+    }
+
+    fn record_result(&mut self, slot: usize, bytes: usize, sent: Result<(), KafkaError>) -> SendResult {
+        match sent {
+            Ok(()) => {
+                self.in_flight.sent(slot, bytes);
+                SendResult::Sent
+            }
+            Err(error) => match error.rdkafka_error_code() {
+                Some(RDKafkaErrorCode::QueueFull) => SendResult::QueueFull,
+                code => {
+                    let code = code.unwrap_or(RDKafkaErrorCode::Unknown);
+                    self.producer.context().fail(code, Some(slot));
+                    SendResult::Failed
+                }
+            },
+        }
+    }
+
+    /// Closes the open chunk.
+    pub(crate) fn close(&mut self, file: u64, value: T) {
+        self.in_flight.close(file, value);
+    }
+
+    /// Lets the client's callbacks run for what has happened.
+    pub(crate) fn poll(&self) {
+        loop {
+            let before = self.in_flight.acknowledged();
+            // one event at a time: the acknowledgement of a request, with all of its records
+            self.producer.poll(Duration::ZERO);
+            if self.in_flight.acknowledged() == before {
+                return;
+            }
+        }
+    }
+
+    /// Waits a moment for something to happen. The client's own way to wait for a millisecond or
+    /// two keeps the processor busy all the time, since it counts in whole milliseconds.
+    pub(crate) fn wait(&self) {
+        std::thread::sleep(POLL_INTERVAL);
+        self.poll();
+    }
+
+    /// The next chunk all of whose records are acknowledged, in the order of their closing.
+    pub(crate) fn next_done(&mut self) -> Option<T> {
+        self.in_flight.next_done()
+    }
+
+    /// What is on its way.
+    pub(crate) fn in_flight(&self) -> &InFlight<T> {
+        &self.in_flight
+    }
+
+    /// Whether something went wrong.
+    pub(crate) fn failed(&self) -> bool {
+        self.producer.context().failed.load(Relaxed)
+    }
+
+    /// What went wrong.
+    pub(crate) fn failures(&self) -> Failures {
+        self.producer.context().failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A producer, and how much it takes.
+fn create_producer(
+    kafka: &KafkaSettings,
+    limits: &TopicLimits,
+    slots: Arc<Slots>,
+) -> Result<(BaseProducer<DeliveryContext>, Capacity)> {
+    let mut config = runtime::kafka::producer(kafka, "onhand-importer");
+    let batch = config.get("batch.size").and_then(|size| size.parse().ok()).unwrap_or(usize::MAX);
+    let number = |name| config.get(name).and_then(|number| number.parse::<u64>().ok());
+    let capacity = Capacity {
+        records: number("queue.buffering.max.messages").unwrap_or(u64::MAX),
+        bytes: number("queue.buffering.max.kbytes").map_or(u64::MAX, |kib| kib * 1024),
+    };
+    config.set("batch.size", batch.min(limits.smallest()).to_string());
+    // a row alone need not wait for company; when there are many, they wait for those before them
+    config.set("linger.ms", "0");
+    config.set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string());
+    let context = DeliveryContext {
+        slots,
+        failed: AtomicBool::new(false),
+        failures: Mutex::default(),
+        lost: AtomicU64::new(0),
+        partitions: Mutex::default(),
+    };
+    Ok((BaseProducer::from_config_and_context(&config, context).context("Kafka settings")?, capacity))
+}

@@ -1,11 +1,11 @@
-//! Pauses between attempts at something that fails, each twice as long as the one before.
+//! Exponential backoff: pauses between attempts, each twice as long as the one before.
 
 use std::time::{Duration, Instant};
 
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-/// When to try again.
+/// When to try again something that fails.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Backoff {
     failures: u32,
@@ -13,31 +13,31 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// It failed (once more): when to try again.
+    /// An attempt has failed; returns when to try again.
     pub(crate) fn failed(&mut self, now: Instant) -> Instant {
         let pause = pause(self.failures);
         self.failures = self.failures.saturating_add(1);
         *self.due.insert(now + pause)
     }
 
-    /// An attempt that took long has failed: the same pause, from now on.
+    /// A long attempt has failed: starts the current pause again.
     pub(crate) fn pause_again(&mut self, now: Instant) {
         if let Some(failures) = self.failures.checked_sub(1) {
             self.due = Some(now + pause(failures));
         }
     }
 
-    /// Whether it may be tried at this time.
+    /// Whether the next attempt is due.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.due.is_none_or(|due| due <= now)
     }
 
-    /// When it may be tried again; None when nothing failed.
+    /// When the next attempt is due; `None` if nothing has failed.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Something has changed: it may be worth a try soon.
+    /// Makes the next attempt due by `soon` at the latest.
     pub(crate) fn retry_by(&mut self, soon: Instant) {
         self.due = self.due.map(|due| due.min(soon));
     }

@@ -1,5 +1,5 @@
-//! The import directory: `input/` for files to come, `done/` and `rejected/` for those that went,
-//! `progress/` for how far the others are.
+//! The import directory: `input/` for files to import, `done/` and `rejected/` for finished ones, `progress/`
+//! for the progress of the others.
 
 pub(crate) mod names;
 
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::finish::copier::{copy, replace};
 
-/// Where things are.
+/// The paths of the import directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Directory {
     pub(crate) input: PathBuf,
@@ -25,7 +25,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Creates what is not there.
+    /// Creates missing folders.
     pub(crate) fn create(root: &Path) -> Result<Directory> {
         let directory = Directory {
             input: root.join("input"),
@@ -40,31 +40,31 @@ impl Directory {
         Ok(directory)
     }
 
-    /// How far the file of this name in `input/` is.
+    /// The progress record of the file of this name in `input/`.
     pub(crate) fn progress_of(&self, name: &OsStr) -> PathBuf {
         self.progress.join(format!("{}.json", names::key(name)))
     }
 
-    /// The rows of the file of this name in `input/` that were refused so far.
+    /// Where the refused rows of the file of this name in `input/` are collected.
     pub(crate) fn refused_of(&self, name: &OsStr) -> PathBuf {
         self.rejected.join(format!(".{}.part", names::key(name)))
     }
 }
 
-/// Writes a file such that nobody ever sees half of it. It is not flushed to the disk: after a
-/// power failure the worst is that rows are sent again.
+/// Writes a file such that no reader ever sees a part of it. It is not flushed to the disk: after a power
+/// failure, at worst, rows are sent again.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_of(path);
     fs::File::create(&temporary)?.write_all(bytes)?;
     fs::rename(&temporary, path)
 }
 
-/// What a file is called until it is whole.
+/// The name of a file until it is complete.
 pub(crate) fn temporary_of(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.tmp", path.file_name().map(names::key).unwrap_or_default()))
 }
 
-/// Removes a file; one that is not there is fine.
+/// Removes a file, if it exists.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -72,7 +72,7 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames a file of ours, over one that may have its name.
+/// Renames one of our own files, replacing a file that may have the name.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
@@ -84,12 +84,12 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames a file and replaces nothing: where the name is taken, it is an error. Another file system
-/// is one as well ([`io::ErrorKind::CrossesDevices`]).
+/// Renames a file without replacing another: if the name is taken, it is an error. So is a name on another
+/// file system ([`io::ErrorKind::CrossesDevices`]).
 pub(crate) fn rename_within(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // not every file system knows how
+        // not every file system supports it
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => match to.symlink_metadata() {
             Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
             Err(_) => fs::rename(from, to),

@@ -1,5 +1,5 @@
-//! The importer's one thread: it lists `input/`, gives each file its slices of work in turn, takes
-//! acknowledgements, and ends files whose rows are all acknowledged. Nothing in it waits for one
+//! The importer's single thread: it lists `input/`, gives each file its slices of work in turn, takes
+//! acknowledgements, and finishes files whose rows are all acknowledged. Nothing in it waits for one
 //! file alone.
 
 pub(crate) mod active_file;
@@ -37,19 +37,21 @@ use crate::{
     },
 };
 
-/// How many files are open at a time.
+/// How many files are open at the same time.
 const MAX_OPEN_FILES: usize = 64;
-/// How many packed files may be open beside these, which wait for a partition that takes nothing.
+/// How many packed files may be open in addition, waiting for a partition that accepts nothing.
 const MAX_STALLED_PACKED_FILES: usize = 512;
-/// How much longer a file waits for Kafka for each file that is begun, before it is looked at again.
+/// How much longer a stalled file is left alone for each active file, so that very many of them do not
+/// keep the thread busy.
 const STALL_PAUSE_PER_FILE: Duration = Duration::from_micros(100);
-/// How many names wait for their turn, other than by a listing.
+/// How many names reported by the watcher are kept; beyond that, the directory is listed.
 const MAX_HINTED_NAMES: usize = 1_000;
-/// How long the end may take.
+/// How long a shutdown may wait for acknowledgements.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(6);
+/// Between attempts to take the directory's lock, and between retries of failing files.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// All that the importer's thread knows.
+/// The state of the importer's thread.
 pub(crate) struct Engine {
     settings: Settings,
     directory: Directory,
@@ -61,30 +63,30 @@ pub(crate) struct Engine {
     scan: Scan,
     blocked: BlockedFiles,
     late_growth: LateGrowth,
-    /// Grown files that cannot be read on, of which that was said.
+    /// Grown files that cannot be taken back, and were reported.
     not_taken_back: BTreeSet<PathBuf>,
-    /// The failing file that is tried again, and since when.
+    /// The failing file that is being retried, and since when.
     retried: Option<(u64, Instant)>,
-    /// When to try the next failing file.
-    next_try: Instant,
-    /// Files on their way, by number, and their numbers by name.
+    /// When to retry the next failing file.
+    next_retry: Instant,
+    /// Started files by number, and their numbers by name.
     active: HashMap<u64, ActiveFile>,
     numbers: HashMap<OsString, u64>,
     next_number: u64,
-    /// Found, and not begun.
+    /// Found, and not started.
     waiting: VecDeque<OsString>,
-    /// Those to be read now, in turn.
+    /// Active files to be read now, in turn.
     queue: VecDeque<u64>,
-    /// Those that are open and not in the queue, since Kafka takes nothing of them.
+    /// Active files that stay open outside the queue, because Kafka accepts nothing from them.
     stalled: BTreeSet<u64>,
-    /// When to look at which file again.
+    /// When to look at which active file again.
     timers: BTreeSet<(Instant, u64)>,
-    /// Nothing is sent before.
+    /// Nothing is sent before this time.
     send_after: Instant,
-    /// Where topics are made that have gone.
+    /// Where missing topics are created again.
     tokio: Handle,
     shutdown: CancellationToken,
-    /// When the broker last acknowledged something, and how much.
+    /// When the broker last acknowledged something, and the number of acknowledgements then.
     last_acknowledged: (Instant, u64),
     is_silent: bool,
     partitions_checked: Instant,
@@ -112,7 +114,7 @@ impl Engine {
             late_growth,
             not_taken_back: BTreeSet::new(),
             retried: None,
-            next_try: now,
+            next_retry: now,
             active: HashMap::new(),
             numbers: HashMap::new(),
             next_number: 0,
@@ -139,15 +141,15 @@ impl Engine {
         Ok(engine)
     }
 
-    /// A way to wake it.
+    /// Wakes the thread.
     pub(crate) fn waker(&self) -> SyncSender<OsString> {
         self.watcher.waker()
     }
 
-    /// Works until it is told to stop.
+    /// Runs until `shutdown`.
     pub(crate) fn run(mut self) -> Result<()> {
         while !self.lock.is_ours() {
-            self.health.ill("directory", format!("another importer works in {}", self.settings.directory.display()));
+            self.health.ill("directory", format!("another importer uses {}", self.settings.directory.display()));
             self.watcher.wait(RETRY_INTERVAL);
             if self.shutdown.is_cancelled() {
                 return Ok(());
@@ -157,8 +159,8 @@ impl Engine {
         self.finish_after_crash();
         tracing::info!("files dropped into {} are imported", self.directory.input.display());
         while !self.shutdown.is_cancelled() {
-            let busy = self.turn()?;
-            let time = if busy { Duration::ZERO } else { self.time_to_sleep() };
+            let is_busy = self.turn()?;
+            let time = if is_busy { Duration::ZERO } else { self.time_to_sleep() };
             let changes = if self.sink.producer.in_flight().is_empty() {
                 self.watcher.wait(time)
             } else {
@@ -172,15 +174,15 @@ impl Engine {
                 self.changed(name);
             }
         }
-        let end = Instant::now() + SHUTDOWN_TIMEOUT;
-        while !self.sink.producer.in_flight().is_empty() && !self.sink.producer.failed() && Instant::now() < end {
+        let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
+        while !self.sink.producer.in_flight().is_empty() && !self.sink.producer.failed() && Instant::now() < deadline {
             self.sink.producer.wait();
             self.take_acknowledgements();
         }
         Ok(())
     }
 
-    /// One round; whether there is more to do at once.
+    /// One round; returns whether there is more to do immediately.
     fn turn(&mut self) -> Result<bool> {
         self.sink.producer.poll();
         self.take_acknowledgements();
@@ -214,19 +216,19 @@ impl Engine {
             && ((self.active.len() + self.pending.copies()) as u64) < MAX_ACTIVE_FILES
         {
             let Some(name) = self.waiting.pop_front() else { break };
-            // these have their turn one at a time
+            // failing files are retried one at a time
             if !self.blocked.is_failing(&name) {
-                self.begin(name);
+                self.start(name);
             }
         }
         let Some(number) = self.queue.pop_front() else { return Ok(false) };
         Ok(self.work(number))
     }
 
-    /// Gives a file its slice; false: it can do nothing now, and another one may not either.
+    /// Gives a file its slice. Returns false if it can do nothing now, and others may not either.
     fn work(&mut self, number: u64) -> bool {
         self.stalled.remove(&number);
-        let begun = self.active.len() as u32;
+        let active_files = self.active.len() as u32;
         let Some(file) = self.active.get_mut(&number) else { return true };
         let result = match file.run_slice(&mut self.sink, self.settings.quiet_periods()) {
             Ok(result) => result,
@@ -253,7 +255,7 @@ impl Engine {
                 if file.reader.source.is_some() {
                     self.stalled.insert(number);
                 }
-                let pause = self.settings.quiet.min(self.settings.scan) + STALL_PAUSE_PER_FILE * begun;
+                let pause = self.settings.quiet.min(self.settings.scan) + STALL_PAUSE_PER_FILE * active_files;
                 self.timers.insert((Instant::now() + pause, number));
             }
             SliceResult::Ended => {
@@ -267,9 +269,9 @@ impl Engine {
         true
     }
 
-    /// Reports a part as healthy or not, by what has just been done there.
-    fn report_io(&self, part: &'static str, done: io::Result<()>) {
-        match done {
+    /// Reports a part of the directory as healthy, or as failing with this error.
+    fn report_io(&self, part: &'static str, result: io::Result<()>) {
+        match result {
             Ok(()) => self.health.well(part),
             Err(error) => self.health.ill(part, format!("{}: {error}", self.settings.directory.display())),
         }
@@ -277,8 +279,8 @@ impl Engine {
 
     fn time_to_sleep(&self) -> Duration {
         let timer = self.timers.first().map(|(time, _)| *time);
-        let next_try = self.blocked.any_failing().then_some(self.next_try);
-        let next = [Some(self.scan.due()), timer, self.pending.due(), next_try].into_iter().flatten().min();
+        let next_retry = self.blocked.any_failing().then_some(self.next_retry);
+        let next = [Some(self.scan.due()), timer, self.pending.due(), next_retry].into_iter().flatten().min();
         let next = next.map_or(self.settings.scan, |next| next.saturating_duration_since(Instant::now()));
         next.max(self.send_after.saturating_duration_since(Instant::now())).min(Duration::from_secs(1))
     }

@@ -1,4 +1,4 @@
-//! One given file, for the command line: imported where it is, whole, and left there.
+//! Imports one given file where it is, for the command line.
 
 use std::{
     path::Path,
@@ -21,7 +21,7 @@ use crate::{
     send::{producer::Producer, sink::Sink},
 };
 
-/// How far an import is.
+/// How far an import has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImportProgress {
     /// Bytes of the file that were read.

@@ -1,6 +1,9 @@
-//! The importer: a directory of CSV files becomes events on Kafka. Each row is acknowledged before
-//! its file counts as done; what is refused comes back on the errors topic and in `rejected/`.
-//! It knows event types from their declarations only.
+//! The importer: a directory of CSV files becomes events on Kafka. Each row is acknowledged before its file
+//! is finished; refused rows come back on the errors topic and in `rejected/`. It knows event types from
+//! their declarations only.
+//!
+//! `engine` is the loop, `find` finds files, `read` turns their bytes into rows, `send` sends these to Kafka,
+//! and `finish` decides when a file is complete and moves it.
 
 mod backoff;
 mod directory;

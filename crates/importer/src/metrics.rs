@@ -4,7 +4,7 @@ use metrics::{counter, gauge};
 
 use crate::read::position::Position;
 
-/// Part of a file is acknowledged.
+/// Counts a part of a file that is acknowledged.
 pub(crate) fn acknowledged(from: &Position, to: &Position) {
     let rows = |result: &'static str, rows: u64| {
         if rows > 0 {
@@ -16,18 +16,18 @@ pub(crate) fn acknowledged(from: &Position, to: &Position) {
     counter!("onhand_importer_bytes_total").increment(to.byte.saturating_sub(from.byte));
 }
 
-/// A file is finished: `done`, or `rejected` as a whole.
+/// Counts a finished file: `done`, or `rejected` as a whole.
 pub(crate) fn finished(result: &'static str) {
     counter!("onhand_importer_files_total", "result" => result).increment(1);
 }
 
-/// Records on their way to Kafka, and files begun.
+/// Records that Kafka has not acknowledged, and active files.
 pub(crate) fn in_flight(records: u64, files: usize) {
     gauge!("onhand_importer_records_in_flight").set(records as f64);
     gauge!("onhand_importer_files_open").set(files as f64);
 }
 
-/// `1.2 MB`, for people.
+/// A size for people: `1.2 MB`.
 pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} bytes"),

@@ -1,4 +1,4 @@
-//! What is written about a file: its progress while it is read, and its receipt afterwards.
+//! The records in `progress/`: how far a file is acknowledged, and, once all of it is, how to finish it.
 
 use std::{ffi::OsString, io, os::unix::ffi::OsStringExt, path::Path};
 
@@ -13,7 +13,7 @@ use crate::read::{
 /// Of the records below: another version counts as no record, and the file is read from its beginning.
 const VERSION: u32 = 1;
 
-/// How far a file is: everything before `byte` is acknowledged by Kafka.
+/// How far a file is imported: everything before `byte` is acknowledged by Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
     pub(crate) version: u32,
@@ -21,11 +21,11 @@ pub(crate) struct Progress {
     pub(crate) file: String,
     /// The file's name, its bytes in hexadecimal.
     pub(crate) name: String,
-    /// Where to go on, in the unpacked text.
+    /// Where to resume, in the unpacked text.
     pub(crate) byte: u64,
     /// Lines before that.
     pub(crate) line: u64,
-    /// Whether that is inside a line that is too long, whose rest is passed over.
+    /// Whether that is inside a line that is too long, whose rest is skipped.
     pub(crate) inside_long_line: bool,
     pub(crate) accepted: u64,
     pub(crate) refused: u64,
@@ -36,9 +36,9 @@ pub(crate) struct Progress {
     pub(crate) started_at: String,
 }
 
-/// A file all of whose rows are acknowledged. It is written to `progress/KEY.json` before anything
-/// is moved, and the same file becomes the receipt when all is moved: so it says how to complete an
-/// end that was cut short, and where to read on when the file grows afterwards.
+/// How to finish a file all of whose rows are acknowledged. It is written to `progress/KEY.json` before
+/// anything is moved, and becomes the receipt when everything is moved: so it says how to complete a
+/// finish that was interrupted, and where to read on when the file grows afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FinishRecord {
     #[serde(flatten)]
@@ -49,11 +49,11 @@ pub(crate) struct FinishRecord {
 /// The part of a receipt that is for the importer alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Resume {
-    /// Where to read on when the file grows.
+    /// Where to read on if the file grows.
     pub(crate) progress: Progress,
     /// Whether it goes to `rejected/` instead of `done/`.
     pub(crate) to_rejected: bool,
-    /// Its new name, in hexadecimal. None when it has gone away by itself.
+    /// Its new name, in hexadecimal. `None` if the file is gone.
     pub(crate) target: Option<String>,
     /// The new name of the file of refused rows, in hexadecimal.
     pub(crate) refused_target: Option<String>,
@@ -61,17 +61,17 @@ pub(crate) struct Resume {
     pub(crate) refused_bytes: u64,
     /// The name of the receipt, in hexadecimal.
     pub(crate) receipt_target: String,
-    /// Which file it is and the state in which it was read, so that neither another of the same name
-    /// nor one that was changed since is taken for it.
+    /// The identity of the file and the state in which it was read, so that neither another file of the
+    /// same name nor a later version is taken for it.
     pub(crate) state: FileState,
 }
 
-/// What is in `progress/KEY.json`.
+/// The content of `progress/KEY.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Record {
-    /// It is being read.
+    /// The file is being read.
     Reading(Progress),
-    /// It is being ended.
+    /// The file is being finished.
     Finishing(Box<FinishRecord>),
 }
 
@@ -94,7 +94,7 @@ impl Record {
         (stored.progress().version == VERSION).then_some(stored)
     }
 
-    /// Where to go on.
+    /// Where to resume.
     pub(crate) fn progress(&self) -> &Progress {
         match self {
             Record::Reading(progress) => progress,
@@ -104,7 +104,7 @@ impl Record {
 }
 
 impl FinishRecord {
-    /// As it is written: JSON for people, a text file.
+    /// The JSON text of the record, which is also the receipt.
     pub(crate) fn text(&self) -> serde_json::Result<Vec<u8>> {
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
@@ -113,7 +113,7 @@ impl FinishRecord {
 }
 
 impl Progress {
-    /// How far a file is that is read up to `position`.
+    /// The progress of a file that is acknowledged up to `position`.
     pub(crate) fn new(file: String, name: String, position: &Position, started_at: String) -> Progress {
         Progress {
             version: VERSION,
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_that_cannot_be_read_is_not_one_that_is_missing_or_damaged() {
+    fn a_record_that_cannot_be_read_does_not_count_as_missing_or_damaged() {
         let root = tempfile::tempdir().expect("a directory");
         let path = root.path().join("record.json");
         assert_eq!(Record::read(&path).expect("missing"), None);

@@ -1,5 +1,5 @@
-//! From the bytes of one file to its lines, its rows and its position. Nothing in here knows of directories, of
-//! other files, or of when a file is complete.
+//! From the bytes of a file to lines and rows, and the position up to which it is read. Nothing here knows
+//! about directories, other files, or when a file is complete.
 
 pub(crate) mod file_reader;
 pub(crate) mod lines;

@@ -1,4 +1,4 @@
-//! The service around the importer's thread.
+//! The service: creates the topics, then runs the importer's thread until shutdown.
 
 use anyhow::{Context, Result, anyhow};
 use runtime::{health::Health, kafka::ensure_topics};
@@ -6,15 +6,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Settings, engine::Engine};
 
-/// Imports what is dropped into the directory until `shutdown`; then ends within 10 s, with
-/// everything that was sent acknowledged or left for the next start. An error means that it can't
-/// work at all: a broken file or an absent broker is none.
+/// Imports what is dropped into the directory until `shutdown`, then returns within 10 s; what is not
+/// acknowledged by then is sent again by the next start. An error means that the importer cannot work at
+/// all; corrupt files and an unavailable broker are not errors.
 pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken) -> Result<()> {
-    let waited = ensure_topics(&settings.kafka, &settings.kafka.all_topics(), &health, &shutdown).await;
+    let created = ensure_topics(&settings.kafka, &settings.kafka.all_topics(), &health, &shutdown).await;
     if shutdown.is_cancelled() {
         return Ok(());
     }
-    waited?;
+    created?;
     let engine = Engine::new(settings, health, shutdown.clone())?;
     let waker = engine.waker();
     let (ended, end) = tokio::sync::oneshot::channel();

@@ -6,23 +6,23 @@ use runtime::{Environment, KafkaSettings};
 
 use crate::{finish::stability::QuietPeriods, read::source::Links};
 
-/// What the importer is told by its environment.
+/// The importer's settings, from its environment.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Which Kafka, and which topics.
+    /// The broker and the topics.
     pub kafka: KafkaSettings,
     /// `IMPORT_DIRECTORY`: holds `input/`, `done/`, `rejected/` and `progress/`.
     pub directory: PathBuf,
-    /// `IMPORT_SCAN_MS`: how often `input/` is listed, whatever the watcher says.
+    /// `IMPORT_SCAN_MS`: how often `input/` is listed, with or without a watcher.
     pub scan: Duration,
     /// `IMPORT_QUIET_MS`: how long a file must be unchanged before it counts as complete.
     pub quiet: Duration,
-    /// `IMPORT_UNSURE_MS`: how long a file must be unchanged where the system cannot tell whether
-    /// somebody is still writing it, or where it seems to be cut.
+    /// `IMPORT_UNSURE_MS`: how long a file must be unchanged where its writers cannot be detected, or
+    /// where it may end mid-line.
     pub unsure: Duration,
-    /// `IMPORT_FOLLOW_LINKS`: whether a symbolic link in `input/` stands for the file it names.
+    /// `IMPORT_FOLLOW_LINKS`: whether a symbolic link in `input/` is followed.
     pub follow_links: bool,
-    /// `IMPORT_WATCH`: whether the system is asked to tell of changes at once.
+    /// `IMPORT_WATCH`: whether changes of `input/` are watched (inotify), in addition to listing it.
     pub watch: bool,
 }
 
@@ -35,7 +35,7 @@ impl Settings {
         if self.follow_links { Links::Follow } else { Links::Refuse }
     }
 
-    /// Reads `KAFKA_*` and `IMPORT_*`; what is wrong is kept in `env`.
+    /// Reads `KAFKA_*` and `IMPORT_*`; errors are collected in `env`.
     pub fn read(env: &mut Environment) -> Settings {
         Settings {
             kafka: KafkaSettings::read(env),

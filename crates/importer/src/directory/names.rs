@@ -1,5 +1,5 @@
-//! Names of files: which are ours to read, and what the files derived from them are called. Names
-//! are bytes: they may hold anything but `/` and NUL, and be up to 255 bytes long.
+//! The names that are derived from a file's name. Names are bytes: anything but `/` and NUL, up to 255 bytes
+//! long.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 
 use crate::find::file_kind::{FileKind, file_kind};
 
-/// The longest name a file system takes.
-const LONGEST: usize = 255;
+/// The longest name that file systems allow.
+const MAX_NAME_BYTES: usize = 255;
 
-/// A short name for the files that belong to `name` while it is being read.
+/// A short name for the files that belong to `name` while it is being imported.
 pub(crate) fn key(name: &OsStr) -> String {
     hex::encode(&Sha256::digest(name.as_bytes())[..16])
 }
@@ -22,11 +22,11 @@ pub(crate) fn key(name: &OsStr) -> String {
 /// `NAME.receipt.json`
 pub(crate) fn receipt_name(name: &OsStr) -> OsString {
     let end = b".receipt.json";
-    if name.len() + end.len() <= LONGEST {
+    if name.len() + end.len() <= MAX_NAME_BYTES {
         return joined(name.as_bytes(), end);
     }
     let end = [b"~", &key(name).as_bytes()[..8], end].concat();
-    joined(cut(name.as_bytes(), LONGEST - end.len()), &end)
+    joined(truncated(name.as_bytes(), MAX_NAME_BYTES - end.len()), &end)
 }
 
 /// `NAME.csv` for the refused rows of a `NAME.csv` or `NAME.csv.gz`.
@@ -43,7 +43,7 @@ pub(crate) fn free_name(directory: &Path, name: &OsStr) -> OsString {
     free_name_except(directory, name, |_| false)
 }
 
-/// A [`free_name`] that is not reserved either.
+/// A [`free_name`] whose path is not reserved either.
 pub(crate) fn free_name_except(directory: &Path, name: &OsStr, is_reserved: impl Fn(&Path) -> bool) -> OsString {
     let taken = |name: &OsStr| {
         let path = directory.join(name);
@@ -64,7 +64,7 @@ pub(crate) fn free_name_except(directory: &Path, name: &OsStr, is_reserved: impl
     let mut number = 2_u64;
     loop {
         let end = [format!("-{number}").as_bytes(), extension].concat();
-        let candidate = joined(cut(stem, LONGEST - end.len()), &end);
+        let candidate = joined(truncated(stem, MAX_NAME_BYTES - end.len()), &end);
         if !taken(&candidate) {
             return candidate;
         }
@@ -72,12 +72,12 @@ pub(crate) fn free_name_except(directory: &Path, name: &OsStr, is_reserved: impl
     }
 }
 
-/// The bytes of a name, for a record.
+/// A name as it is stored in a record.
 pub(crate) fn name_to_hex(name: &OsStr) -> String {
     hex::encode(name.as_bytes())
 }
 
-/// The name in a record.
+/// A name from a record.
 pub(crate) fn name_from_hex(text: &str) -> OsString {
     OsString::from_vec(hex::decode(text).unwrap_or_default())
 }
@@ -86,8 +86,8 @@ fn joined(stem: &[u8], end: &[u8]) -> OsString {
     OsString::from_vec([stem, end].concat())
 }
 
-/// At most `length` bytes, not cut inside a character.
-fn cut(name: &[u8], length: usize) -> &[u8] {
+/// At most `length` bytes, not truncated inside a character.
+fn truncated(name: &[u8], length: usize) -> &[u8] {
     if name.len() <= length {
         return name;
     }
@@ -121,8 +121,13 @@ mod tests {
         std::fs::write(directory.path().join(&name), "").expect("a file");
         let free = free_name(directory.path(), OsStr::new(&name));
         let receipt = receipt_name(&free);
-        assert!(free.len() <= LONGEST && free.to_str().is_some_and(|free| free.ends_with("ü-2.csv")), "{free:?}");
-        assert!(receipt.len() <= LONGEST && receipt.to_str().is_some_and(|name| name.ends_with(".receipt.json")));
+        assert!(
+            free.len() <= MAX_NAME_BYTES && free.to_str().is_some_and(|free| free.ends_with("ü-2.csv")),
+            "{free:?}"
+        );
+        assert!(
+            receipt.len() <= MAX_NAME_BYTES && receipt.to_str().is_some_and(|name| name.ends_with(".receipt.json"))
+        );
         assert_ne!(receipt, receipt_name(OsStr::new(&name)));
     }
 }

@@ -1,4 +1,5 @@
-//! A file of `input/` on its way, and its slice of work: read on, see whether it is complete.
+//! A file of `input/` that is being imported, and its slice of work: read on, check whether it is
+//! complete.
 
 use std::{
     ffi::OsString,
@@ -24,48 +25,49 @@ use crate::{
     send::sink::{Sink, budget},
 };
 
-/// How long one file is worked on before the next one's turn.
+/// How long one file is worked on before it is the next one's turn.
 const SLICE_TIME: Duration = Duration::from_millis(50);
-/// How long a part of a file may wait for its acknowledgement before no more of it is sent.
+/// If a chunk waits for its acknowledgement for longer, no more of its file is sent.
 const STALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many rows may be read beyond the first one that is not acknowledged: a crash repeats no more,
-/// even where one partition is slower than the others.
+/// How many rows may be read ahead of the first one that is not acknowledged: a crash repeats at most
+/// these, even if one partition is slower than the others.
 const MAX_ROWS_AHEAD: u64 = 60_000;
+/// How often the progress of a long file is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Where a file stands.
+/// What a file is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// In the queue of files to be read.
     Reading,
-    /// Read to its end so far; looked at again when its time comes.
+    /// Read to its current end, or stalled; looked at again when its timer is due.
     Idle,
     /// Read to its end, waiting for acknowledgements.
     Draining,
-    /// It cannot be read further, waiting for acknowledgements of what was.
+    /// It cannot be read further; waiting for acknowledgements of what was read.
     Failed,
-    /// All is acknowledged; the record of its end could not be written yet.
+    /// Every row is acknowledged; the finish record could not be written yet.
     Finishing,
 }
 
-/// What a slice of work came to.
+/// The result of a slice of work.
 #[derive(Debug)]
 pub(crate) enum SliceResult {
     /// There is more to do.
     More,
-    /// Kafka takes no more of this file now.
+    /// No more of this file may be sent now.
     WaitForKafka,
-    /// Kafka has taken nothing of this file for a while.
+    /// Kafka has acknowledged nothing of this file for a while.
     Stalled,
-    /// At its end, but not complete.
+    /// Read to its current end, but not complete.
     Idle,
-    /// It won't get any longer; how it ended is in `summary`.
+    /// It is complete and read; `summary` is set.
     Ended,
-    /// It is another file now, or shorter: start again, for this reason.
+    /// Its content has changed: it must be read from its beginning, for this reason.
     Restart(String),
 }
 
-/// A file on its way.
+/// A file that is being imported.
 pub(crate) struct ActiveFile {
     pub(crate) name: OsString,
     path: PathBuf,
@@ -74,19 +76,19 @@ pub(crate) struct ActiveFile {
     pub(crate) reader: FileReader,
     pub(crate) stage: Stage,
     pub(crate) stability: Stability,
-    /// It was written to after a part of it was read. It may have been overwritten rather than
-    /// appended to, so what was read is compared once the file is complete.
+    /// It was written to after a part of it was read. That may have overwritten the part rather than
+    /// appended to it, so the part is compared once the file is complete.
     must_compare: bool,
-    /// What the file was like when it was found at fault before it was complete: its writer may still
-    /// be at it, or come back to a packed file that breaks off.
+    /// The state in which the file was found corrupt before it was complete: it may still be being
+    /// written, and a truncated packed file may be continued.
     corrupt_state: Option<FileState>,
-    /// Set when reading has ended.
+    /// Set when the file has been read to its end.
     pub(crate) summary: Option<FileSummary>,
-    /// What is behind the place where reading ended, for the file's SHA-256.
+    /// How far the rest of the file is hashed after that.
     hash_position: Option<Position>,
-    /// Why it cannot be read further now.
+    /// Why it cannot be read further for now.
     pub(crate) failure: Option<String>,
-    /// When to write the record of its end again.
+    /// When to try again to write the finish record.
     pub(crate) finish_backoff: Backoff,
     pub(crate) started_at: String,
     pub(crate) started: Instant,
@@ -125,7 +127,7 @@ impl ActiveFile {
         }
     }
 
-    /// Works on the file for a while. An error is the system's, and may pass.
+    /// Works on the file for a while. An error comes from the operating system and may be temporary.
     pub(crate) fn run_slice(&mut self, sink: &mut Sink, times: QuietPeriods) -> io::Result<SliceResult> {
         if self.summary.is_some() {
             return self.read_whole(sink);
@@ -134,9 +136,9 @@ impl ActiveFile {
             if let Some(slice) = self.check_identity()? {
                 return Ok(slice);
             }
-            // as long as it is what it was, reading it again tells nothing new
-            let cut = self.gzip && self.stability.state == seen;
-            if self.reader.in_flight > 0 || !self.is_complete(cut, times)? {
+            // reading it again gives the same result as long as it is unchanged
+            let may_be_cut = self.gzip && self.stability.state == seen;
+            if self.reader.in_flight > 0 || !self.is_complete(may_be_cut, times)? {
                 return Ok(SliceResult::Idle);
             }
             self.corrupt_state = None;
@@ -187,13 +189,13 @@ impl ActiveFile {
         Ok(SliceResult::More)
     }
 
-    /// Whether nothing more of the file may be sent now. What waits for a partition that is offline
-    /// must not take all the room there is, or no file could go on.
+    /// Whether the file has to wait before more of it may be sent. Records for an offline partition must
+    /// not take all the room there is, or no file could be imported.
     fn wait_for_kafka(&mut self, sink: &mut Sink) -> Option<SliceResult> {
         let flight = sink.producer.in_flight();
-        let number = self.reader.number();
-        let left = budget(sink.producer.room(), flight.usage_of(number), sink.hold_back);
-        let is_stalled = flight.waiting_since(number).is_some_and(|since| since.elapsed() > STALL_TIMEOUT);
+        let id = self.reader.id();
+        let left = budget(sink.producer.room(), flight.usage_of(id), sink.hold_back);
+        let is_stalled = flight.waiting_since(id).is_some_and(|since| since.elapsed() > STALL_TIMEOUT);
         sink.budget = left.max(1);
         if self.reader.in_flight == 0 {
             return None;
@@ -205,7 +207,8 @@ impl ActiveFile {
         (is_ahead || left == 0 || self.reader.is_one_by_one()).then_some(SliceResult::WaitForKafka)
     }
 
-    /// It waits for Kafka, aside. A packed file stays open: it would have to be read from its beginning.
+    /// Waits for Kafka outside the queue. A packed file stays open, since reopening it would mean reading
+    /// it from its beginning.
     fn stalled(&mut self) -> SliceResult {
         if !self.gzip {
             self.reader.source = None;
@@ -213,7 +216,7 @@ impl ActiveFile {
         SliceResult::Stalled
     }
 
-    /// At the end of what is there, with a last line without a line break or not: None when the
+    /// At the current end of the file; `rest`: there is a last line without a line break. `None` if the
     /// file is complete.
     fn at_end(&mut self, rest: bool, times: QuietPeriods) -> io::Result<Option<SliceResult>> {
         if let Some(slice) = self.check_identity()? {
@@ -233,8 +236,8 @@ impl ActiveFile {
         Ok(Some(SliceResult::Idle))
     }
 
-    /// The file cannot be read further. It may still be being written, and a packed one may have been
-    /// cut by a pause of its writer.
+    /// The file is corrupt, unless it is still being written: a packed one may only be truncated by a
+    /// pause of its writer.
     fn corrupt(&mut self, error: String, times: QuietPeriods) -> io::Result<SliceResult> {
         if let Some(slice) = self.check_identity()? {
             return Ok(slice);
@@ -247,7 +250,7 @@ impl ActiveFile {
         Ok(self.end(Some(error), false))
     }
 
-    /// Looks whether the file of our name is still the one that we read, and as long.
+    /// Whether the path still names the file that is being read, and it has not become shorter.
     fn check_identity(&mut self) -> io::Result<Option<SliceResult>> {
         let metadata = match fs::metadata(&self.path) {
             Ok(metadata) => metadata,
@@ -260,14 +263,14 @@ impl ActiveFile {
         if !self.gzip && metadata.len() < self.reader.position.byte {
             let (size, byte) = (metadata.len(), self.reader.position.byte);
             return Ok(Some(SliceResult::Restart(format!(
-                "it was cut to {size} bytes while being read, at byte {byte}"
+                "it was truncated to {size} bytes while being read, at byte {byte}"
             ))));
         }
         self.observe(&metadata);
         Ok(None)
     }
 
-    /// Whether the file is as it was.
+    /// Whether the file is unchanged since it was last looked at.
     fn observe(&mut self, metadata: &Metadata) -> bool {
         let same = self.stability.observe(metadata.into(), Instant::now());
         self.must_compare |= !same && self.reader.position.byte > 0;
@@ -307,7 +310,7 @@ impl ActiveFile {
         Ok(SliceResult::More)
     }
 
-    /// Opens the file (again). A slice when it is not the same any more.
+    /// Opens the file (again). A result if it is not the same any more.
     fn reopen(&mut self) -> io::Result<Option<SliceResult>> {
         if let Some(slice) = self.check_identity()? {
             return Ok(Some(slice));
@@ -337,12 +340,12 @@ impl ActiveFile {
             }
         };
         let (now, clock) = (Instant::now(), SystemTime::now());
-        // the kernel is asked last: when it says that nobody writes, that is so
+        // the kernel is asked last, since a writer may come until then
         Ok(self.stability.is_complete(Writers::None, cut, times, now, clock)
             && self.stability.is_complete(writers(file), cut, times, now, clock))
     }
 
-    /// Whether the file is as it was when it was found to be complete. None when it has gone.
+    /// Whether the file is unchanged since it was found to be complete. `None` if it is gone.
     pub(crate) fn is_unchanged(&mut self) -> io::Result<Option<bool>> {
         match fs::metadata(&self.path) {
             Ok(metadata) if Identity::from(&metadata) == self.stability.state.identity => {
@@ -354,14 +357,14 @@ impl ActiveFile {
         }
     }
 
-    /// It cannot be read further, for a reason that may pass.
+    /// It cannot be read further for now.
     pub(crate) fn failed(&mut self, reason: String) {
         self.failure = Some(reason);
         self.reader.source = None;
         self.stage = Stage::Failed;
     }
 
-    /// Back to what is acknowledged, to send the rest again.
+    /// Goes back to what is acknowledged, to send the rest again.
     pub(crate) fn rewind(&mut self) {
         self.reader.rewind(false);
         self.summary = None;
@@ -369,23 +372,23 @@ impl ActiveFile {
         self.stage = Stage::Reading;
     }
 
-    /// Tells of long files every few seconds.
+    /// Logs the progress of long files every few seconds.
     fn log_progress(&mut self) {
         let (since, rows) = self.last_logged;
         let elapsed = since.elapsed();
         if elapsed < LOG_INTERVAL {
             return;
         }
-        let here = &self.reader.position;
-        let all = here.accepted + here.refused;
+        let position = &self.reader.position;
+        let all_rows = position.accepted + position.refused;
         let (read, size) = (self.reader.bytes_read(), self.stability.state.size.max(1));
         tracing::info!(
             "importing {:?}: {}% of {}, {:.0} rows/s",
             self.name,
             read.saturating_mul(100) / size,
             metrics::size(size),
-            all.saturating_sub(rows) as f64 / elapsed.as_secs_f64()
+            all_rows.saturating_sub(rows) as f64 / elapsed.as_secs_f64()
         );
-        self.last_logged = (Instant::now(), all);
+        self.last_logged = (Instant::now(), all_rows);
     }
 }

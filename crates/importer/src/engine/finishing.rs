@@ -1,6 +1,6 @@
-//! The engine's part that takes acknowledgements and ends files whose rows are all acknowledged. An
-//! end that cannot be carried out (`done/` is not writable) is written down, and its file is no longer
-//! held in memory: its turn comes again after a pause.
+//! The part of the engine that takes acknowledgements and finishes files whose rows are all acknowledged.
+//! If a finish cannot be carried out (`done/` is not writable, for example), its record stays in
+//! `progress/`, only its name is kept in memory, and it is retried after a pause.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,18 +26,19 @@ use crate::{
     send::sink::Chunk,
 };
 
-/// How often a file's progress is written.
+/// How often a file's progress is written, at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
-/// How many ends are kept in mind that cannot be carried out; further ones are found by listing.
+/// How many finishes that cannot be carried out are remembered; further ones are found by listing.
 const MAX_PENDING: usize = 10_000;
 
-/// Ends that could not be carried out: names in `input/`, and why.
+/// Finishes that could not be carried out yet.
 #[derive(Default)]
 pub(super) struct PendingFinishes {
+    /// Names in `input/`, and why they failed.
     waiting: BTreeMap<OsString, String>,
-    /// Files that are being copied to another file system.
+    /// Names of files that are being copied to another file system.
     copied: BTreeSet<OsString>,
-    /// Where those of both kinds will go.
+    /// Where the files of both kinds will go.
     reserved: Reserved,
     copier: Option<Copier>,
     backoff: Backoff,
@@ -53,7 +54,7 @@ impl PendingFinishes {
         self.copied.len()
     }
 
-    /// An end is no longer in the way.
+    /// A finish is no longer pending.
     fn remove(&mut self, name: &OsStr) {
         self.waiting.remove(name);
         self.reserved.remove(name);
@@ -68,7 +69,7 @@ impl PendingFinishes {
 }
 
 impl Engine {
-    /// Takes what Kafka has acknowledged.
+    /// Takes the chunks that Kafka has acknowledged.
     pub(super) fn take_acknowledgements(&mut self) {
         while let Some(Chunk { file: number, position, .. }) = self.sink.next_done() {
             let Some(file) = self.active.get_mut(&number) else { continue };
@@ -84,7 +85,7 @@ impl Engine {
         }
     }
 
-    /// Writes how far a file is.
+    /// Writes how far a file is acknowledged.
     pub(super) fn write_progress(&mut self, number: u64) {
         let Some(file) = self.active.get_mut(&number) else { return };
         file.written = Instant::now();
@@ -94,7 +95,7 @@ impl Engine {
         self.report_io("progress", written.and_then(|json| write_atomically(&path, &json)));
     }
 
-    /// Ends a file, all of whose rows are acknowledged.
+    /// Finishes a file all of whose rows are acknowledged.
     pub(super) fn finish(&mut self, number: u64) {
         let Some(file) = self.active.get_mut(&number) else { return };
         let Some(mut summary) = file.summary.clone() else { return };
@@ -106,7 +107,7 @@ impl Engine {
                     self.queue.push_back(number);
                     return;
                 }
-                // it was complete, and all of it was read
+                // it was complete, and read to its end
                 Ok(None) => summary.gone = true,
                 Err(error) => {
                     self.blocked.report(&self.directory, &file.name, BlockKind::Failing, &error.to_string());
@@ -121,7 +122,7 @@ impl Engine {
         summary.refused_bytes = acknowledged.refused_bytes;
         let progress = file.reader.progress(&name_to_hex(&file.name), file.started_at.clone());
         let event_type = file.reader.event_type();
-        // its receipt would be in the way
+        // a receipt that says it is blocked would take its name
         self.blocked.clear(&self.directory, &file.name);
         let Some(finished) =
             plan(&self.directory, &self.pending.reserved, progress, event_type, file.stability.state, &summary, now())
@@ -149,7 +150,7 @@ impl Engine {
         }
     }
 
-    /// Carries out an end that is written down; whether it is no longer in the way.
+    /// Carries out a recorded finish by `step`. Returns whether it is no longer pending.
     fn finish_recorded(
         &mut self,
         name: OsString,
@@ -163,13 +164,13 @@ impl Engine {
             }
             Ok(FinishResult::NeedsCopy { from, copy, to }) => {
                 if self.pending.waiting.len() >= MAX_PENDING && !self.pending.waiting.contains_key(&name) {
-                    // its copy would fail as those of the others, and not be remembered
+                    // its copy would fail like those of the others, and could not be remembered
                     return false;
                 }
                 let (state, links) = (finished.resume.state, self.settings.links());
                 let Some(copier) = self.copier() else { return false };
                 copier.copy(CopyJob { name: name.clone(), from, to: copy, state, links });
-                // it may wait for another try, and does so until it is really complete
+                // if it is pending already, it stays so until it is carried out
                 self.pending.reserved.insert(name.clone(), to);
                 self.pending.copied.insert(name);
                 true
@@ -180,14 +181,14 @@ impl Engine {
                 true
             }
             Err(error) => {
-                self.try_later(name, &error);
+                self.retry_later(name, &error);
                 false
             }
         }
     }
 
-    /// An end cannot be carried out now.
-    fn try_later(&mut self, name: OsString, error: &io::Error) {
+    /// A finish cannot be carried out now.
+    fn retry_later(&mut self, name: OsString, error: &io::Error) {
         if self.pending.waiting.len() < MAX_PENDING || self.pending.waiting.contains_key(&name) {
             if self.pending.backoff.due().is_none() {
                 self.pending.backoff.failed(Instant::now());
@@ -211,7 +212,7 @@ impl Engine {
         self.pending.copier.as_ref()
     }
 
-    /// Goes on with files that were copied to another file system.
+    /// Continues with files that have been copied to another file system.
     pub(super) fn take_finished_copies(&mut self) {
         while let Some((name, copied)) = self.pending.copier.as_ref().and_then(|copier| copier.done.try_recv().ok()) {
             self.pending.copied.remove(&name);
@@ -222,13 +223,13 @@ impl Engine {
                     continue;
                 }
                 Err(error) => {
-                    self.try_later(name, &error);
+                    self.retry_later(name, &error);
                     continue;
                 }
             };
             let mut copied = Some(copied);
             if matches!(copied, Some(Err(_))) {
-                // copying may have taken longer than the pause
+                // copying may have taken longer than the pause before the next retry
                 self.pending.backoff.pause_again(Instant::now());
             }
             self.finish_recorded(name, *finished, |directory, reserved, finished| match copied.take() {
@@ -239,7 +240,7 @@ impl Engine {
         }
     }
 
-    /// Says what waits for `done/` or `rejected/`, until nothing does.
+    /// Reports which finishes are pending, until none is.
     fn report_pending_finishes(&self) {
         match self.pending.waiting.first_key_value() {
             None => self.health.well("done"),
@@ -250,7 +251,7 @@ impl Engine {
         }
     }
 
-    /// Tries again to carry out ends, when their time has come.
+    /// Retries pending finishes that are due.
     pub(super) fn retry_finishes(&mut self, now: Instant) {
         if self.pending.due().is_none_or(|due| now < due) {
             return;
@@ -263,16 +264,16 @@ impl Engine {
                 Ok(Some(Record::Finishing(finished))) => {
                     self.finish_recorded(name, *finished, replan_and_carry_out);
                 }
-                // somebody has taken its record away: it is imported again if it is there
+                // somebody has removed its record: it is imported again if it still is in `input/`
                 Ok(_) => self.pending.remove(&name),
-                Err(error) => self.try_later(name, &error),
+                Err(error) => self.retry_later(name, &error),
             }
         }
         self.report_pending_finishes();
     }
 
-    /// A file of `input/` whose end was begun before: what was read of it, if it was changed since.
-    /// If not, its end is carried out.
+    /// For a file of `input/` that has a finish record: how far it was read, if it was changed since.
+    /// Otherwise the finish is carried out.
     pub(super) fn progress_if_changed(
         &mut self,
         name: &OsStr,
@@ -281,7 +282,7 @@ impl Engine {
     ) -> Option<Progress> {
         let read = finished.resume.state;
         if state.identity != read.identity || state == read {
-            // or it is another file, which must wait for the end of the one that had its name
+            // another file of this name must wait until this one is finished
             let ended = self.finish_recorded(name.to_owned(), finished, replan_and_carry_out);
             if ended {
                 self.report_pending_finishes();
@@ -290,14 +291,14 @@ impl Engine {
         }
         let mut progress = finished.resume.progress;
         if !self.directory.refused_of(name).exists() {
-            // they have got their name: further ones go to another file
+            // they have their final name: further ones go to another file
             progress.refused_bytes = 0;
         }
         Some(progress)
     }
 
-    /// Ends files that were acknowledged whole when the last process was killed, and those that
-    /// have gone since.
+    /// Finishes files that were wholly acknowledged when the previous process was killed, and those that
+    /// have been deleted since.
     pub(super) fn finish_after_crash(&mut self) {
         let entries = std::fs::read_dir(&self.directory.progress);
         if let Err(error) = &entries {
@@ -317,7 +318,7 @@ impl Engine {
                 }
             };
             let Some((name, stored)) = stored.and_then(|stored| Some((stored.progress().name()?, stored))) else {
-                // half a record of a power failure, or one of another version
+                // a record truncated by a power failure
                 self.report_io("progress", crate::directory::remove(&path));
                 continue;
             };
@@ -354,7 +355,7 @@ impl Engine {
     }
 }
 
-/// Says how a file ended.
+/// Logs the result of a file.
 fn log_finished(finished: &FinishRecord, elapsed: Duration) {
     let receipt = &finished.receipt;
     let see = receipt.rejected.as_ref().map_or(String::new(), |name| format!(" (see rejected/{name})"));

@@ -1,4 +1,4 @@
-//! Keeps a second importer out of the directory: two would send every row twice.
+//! Keeps a second importer out of the directory: the two would send every row twice.
 
 use std::{
     fs::{File, TryLockError},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::directory::Directory;
 
-/// The lock on `progress/lock`, held as long as the process lives.
+/// The lock on `progress/lock`, held until the process ends.
 pub(super) struct Lock {
     file: File,
 }
@@ -18,7 +18,7 @@ impl Lock {
         Ok(Lock { file: File::options().create(true).write(true).truncate(false).open(path)? })
     }
 
-    /// Whether the directory is ours. Where files can't be locked, it is taken to be.
+    /// Whether this process has the lock. On a file system without locks, it is assumed to.
     pub(super) fn is_ours(&self) -> bool {
         !matches!(self.file.try_lock(), Err(TryLockError::WouldBlock))
     }

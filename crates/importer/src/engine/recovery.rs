@@ -1,4 +1,5 @@
-//! The engine's part that minds the broker: failures of the producer, and silence.
+//! The part of the engine that watches Kafka: failures of the producer, a silent broker, partitions that
+//! accept nothing.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,14 @@ use runtime::kafka::ensure_topics;
 use super::Engine;
 use crate::engine::active_file::Stage;
 
-/// How long the broker may be silent before we say so.
+/// Report the broker as unhealthy after this long without an acknowledgement.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often to look which partitions take nothing.
+/// How often to check which partitions accept nothing.
 const PARTITION_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Engine {
-    /// After a failure of the producer: whatever is not acknowledged is sent again.
+    /// After a failure of the producer: sends again whatever is not acknowledged.
     pub(super) fn recover(&mut self) -> Result<()> {
         let Some(recovery) = self.sink.recover()? else { return Ok(()) };
         tracing::warn!(
@@ -30,11 +31,11 @@ impl Engine {
         if recovery.no_topic {
             let kafka = &self.settings.kafka;
             let topics = kafka.all_topics();
-            let made = self.tokio.block_on(ensure_topics(kafka, &topics, &self.health, &self.shutdown));
+            let created = self.tokio.block_on(ensure_topics(kafka, &topics, &self.health, &self.shutdown));
             if self.shutdown.is_cancelled() {
                 return Ok(());
             }
-            made?;
+            created?;
         }
         self.send_after = Instant::now() + recovery.pause;
         self.last_acknowledged = (Instant::now(), 0);
@@ -63,7 +64,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Notices when Kafka is silent, and when it is back.
+    /// Reports when Kafka becomes silent, and when it is back.
     pub(super) fn check_kafka(&mut self) {
         let flight = self.sink.producer.in_flight();
         let (records, acknowledged) = (flight.records(), flight.acknowledged());
@@ -85,7 +86,7 @@ impl Engine {
         }
     }
 
-    /// Says which partitions take nothing while others do.
+    /// Reports which partitions accept nothing while others do.
     fn check_partitions(&mut self, now: Instant) {
         let stuck = self.sink.producer.stuck_partitions();
         self.sink.hold_back = !stuck.is_empty();

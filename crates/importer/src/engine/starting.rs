@@ -1,4 +1,4 @@
-//! The engine's part that finds files, begins them, and gives up on them for a while.
+//! The part of the engine that finds files, starts them, and gives up on them for a while.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -20,20 +20,21 @@ use crate::{
     },
 };
 
-/// How often to look whether another failing file may be tried: while one is, and while none is due.
+/// How often to check for the next failing file to retry: while one is being retried, and while none is
+/// due.
 const CHECK_WHILE_RETRYING: Duration = Duration::from_millis(10);
 const CHECK_WHILE_NONE_IS_DUE: Duration = Duration::from_millis(100);
-/// How long a try may keep the next failing file waiting.
+/// How long one retry may keep the next failing file waiting.
 const MAX_RETRY_TIME: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// Tries failing files again, one at a time and at most one a second that fails: what Kafka refuses
-    /// of one costs all others their producer.
+    /// Retries failing files, one at a time and at most one a second: a record that Kafka refuses makes the
+    /// producer fail for all other files too.
     pub(super) fn retry_blocked(&mut self, now: Instant) {
-        if now < self.next_try || !self.blocked.any_failing() {
+        if now < self.next_retry || !self.blocked.any_failing() {
             return;
         }
-        self.next_try = now + CHECK_WHILE_RETRYING;
+        self.next_retry = now + CHECK_WHILE_RETRYING;
         if let Some((number, since)) = self.retried
             && self.active.contains_key(&number)
             && now.duration_since(since) < MAX_RETRY_TIME
@@ -43,15 +44,15 @@ impl Engine {
         let skip = |name: &OsStr| self.numbers.contains_key(name) || self.pending.is_waiting(name);
         match self.blocked.next_failing(now, skip) {
             Some(name) => {
-                self.begin(name);
+                self.start(name);
                 self.retried = Some((self.next_number, now));
             }
-            None => self.next_try = now + CHECK_WHILE_NONE_IS_DUE,
+            None => self.next_retry = now + CHECK_WHILE_NONE_IS_DUE,
         }
     }
 
-    /// Takes up a file of `input/`.
-    pub(super) fn begin(&mut self, name: OsString) {
+    /// Starts to import a file of `input/`.
+    pub(super) fn start(&mut self, name: OsString) {
         let is_known = self.numbers.contains_key(&name) || self.pending.is_waiting(&name);
         if is_known || !self.blocked.is_due(&name, Instant::now()) {
             return;
@@ -63,11 +64,11 @@ impl Engine {
             Err(error) => {
                 let (kind, reason) = match path.symlink_metadata() {
                     Ok(_) if error.kind() == io::ErrorKind::NotFound => {
-                        (BlockKind::Unreadable, "is a link to nowhere".into())
+                        (BlockKind::Unreadable, "is a broken symbolic link".into())
                     }
                     Ok(_) => (BlockKind::Unreadable, error.to_string()),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-                    // the directory cannot be searched, or the disk fails
+                    // `input/` cannot be searched, or the disk fails
                     Err(error) => (BlockKind::Failing, error.to_string()),
                 };
                 self.blocked.report(&self.directory, &name, kind, &reason);
@@ -85,8 +86,8 @@ impl Engine {
             reader.read_carefully();
         }
         let mut started_at = now();
-        // a file in trouble is begun again and again
-        let told = self.blocked.contains(&name);
+        // a blocked file is started again and again, and logged once
+        let is_blocked = self.blocked.contains(&name);
         let known = match Record::read(&self.directory.progress_of(&name)) {
             Ok(Some(Record::Finishing(finished))) => {
                 let Some(progress) = self.progress_if_changed(&name, *finished, (&metadata).into()) else { return };
@@ -94,9 +95,9 @@ impl Engine {
             }
             Ok(Some(Record::Reading(progress))) => Some(progress),
             Ok(None) => None,
-            // without it, everything would be sent again
+            // ignoring it would send everything again
             Err(error) => {
-                let reason = format!("its record of progress cannot be read: {error}");
+                let reason = format!("its progress record cannot be read: {error}");
                 self.blocked.report(&self.directory, &name, BlockKind::Failing, &reason);
                 self.report_blocked();
                 return;
@@ -105,14 +106,14 @@ impl Engine {
         if let Some(progress) = known {
             let kept = std::fs::metadata(&refused_file).map_or(0, |metadata| metadata.len());
             if kept >= progress.refused_bytes {
-                if !told {
+                if !is_blocked {
                     tracing::info!("going on with {name:?} at line {}", progress.line + 1);
                 }
                 started_at = progress.started_at.clone();
                 reader.resume_from(progress);
             }
-        } else if !told {
-            // its size is told at the end: it may still be being written
+        } else if !is_blocked {
+            // its size is logged when it is finished: it may still be being written
             tracing::info!("importing {name:?}");
         }
         reader.open(file);
@@ -122,7 +123,8 @@ impl Engine {
         self.queue.push_back(number);
     }
 
-    /// The file is not what it was: what was read of it stays on the topic, and it is read again.
+    /// The file's content has changed: it is read again from its beginning. Rows that were sent stay on
+    /// their topic.
     pub(super) fn restart(&mut self, number: u64, why: &str) {
         let Some(file) = self.active.get(&number) else { return };
         let name = file.name.clone();
@@ -142,8 +144,7 @@ impl Engine {
         }
     }
 
-    /// Gives up on a file for now: what is acknowledged of it is kept, the rest is sent again when its
-    /// turn comes again.
+    /// Gives up on a file for now: its progress is written, and it is retried later.
     pub(super) fn give_up(&mut self, number: u64) {
         let Some(file) = self.active.get(&number) else { return };
         let (name, reason) = (file.name.clone(), file.failure.clone().unwrap_or_default());
@@ -154,11 +155,11 @@ impl Engine {
         self.report_blocked();
         self.forget(number);
         if self.retried.is_some_and(|(trying, _)| trying == number) {
-            self.next_try = Instant::now() + RETRY_INTERVAL;
+            self.next_retry = Instant::now() + RETRY_INTERVAL;
         }
     }
 
-    /// Says which files fail, until none does.
+    /// Reports which files fail, until none does.
     pub(super) fn report_blocked(&self) {
         match self.blocked.describe_failing() {
             Some(why) => self.health.ill("files", why),
@@ -169,8 +170,8 @@ impl Engine {
     pub(super) fn list_input(&mut self) {
         let (numbers, ends, blocked, now) = (&self.numbers, &self.pending, &self.blocked, Instant::now());
         let known = |name: &OsStr| {
-            let is_begun = numbers.contains_key(name) || ends.is_waiting(name);
-            is_begun || blocked.is_failing(name) || !blocked.is_due(name, now)
+            let is_started = numbers.contains_key(name) || ends.is_waiting(name);
+            is_started || blocked.is_failing(name) || !blocked.is_due(name, now)
         };
         match self.scan.list(&self.directory.input, known) {
             Ok(names) => {
@@ -187,7 +188,7 @@ impl Engine {
         metrics::in_flight(self.sink.producer.in_flight().records(), self.active.len());
     }
 
-    /// The system told of a change.
+    /// The watcher reported a change of this name.
     pub(super) fn changed(&mut self, name: OsString) {
         match self.numbers.get(&name) {
             Some(number) => {

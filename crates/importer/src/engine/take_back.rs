@@ -1,7 +1,7 @@
-//! The engine's part that takes a finished file back into `input/`, because it has grown there. Its
-//! receipt becomes the record of an end that is begun (see [`crate::finish`]), and then the file is
-//! moved back: a crash in between leaves what a crash in the end leaves, and is completed. The file
-//! is then found again, because the record is never newer than the file.
+//! The part of the engine that moves a finished file that has grown back to `input/`. Its receipt becomes
+//! a finish record again (see [`crate::finish::completion`]), and then the file is moved back. A crash in
+//! between leaves the same as a crash while finishing, and is completed in the same way; the file's
+//! growth is then noticed again, because the record is never newer than the file.
 
 use std::{
     ffi::OsStr,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 impl Engine {
-    /// Takes back files that have grown, to read on where their receipts say.
+    /// Takes back files that have grown, to read on at the byte in their receipts.
     pub(super) fn take_back_grown(&mut self) {
         while let Ok(GrownFile { folder, name }) = self.late_growth.found.try_recv() {
             let back = self.directory.input.join(&name);
@@ -35,7 +35,7 @@ impl Engine {
                     self.cannot_take_back(path, &error);
                     continue;
                 }
-                // another file of that name comes first: this one is found again
+                // another file of that name comes first: this one will be reported again
                 Ok(_) => continue,
             }
             if self.numbers.contains_key(&name) || self.pending.is_waiting(&name) {
@@ -65,7 +65,7 @@ impl Engine {
         }
     }
 
-    /// Says so once.
+    /// Logs it once.
     fn cannot_take_back(&mut self, path: PathBuf, error: &io::Error) {
         let shown = path.display().to_string();
         if self.not_taken_back.len() < 10_000 && self.not_taken_back.insert(path) {
@@ -77,7 +77,7 @@ impl Engine {
     }
 }
 
-/// The record to be written for a grown file of `folder`, and when that file was last written.
+/// The record to be written for a grown file of `folder`, and the file's modification time.
 fn record_to_resume(folder: &Path, name: &OsStr) -> Option<(FinishRecord, SystemTime)> {
     let receipt_name = receipt_name(name);
     let Ok(Some(Record::Finishing(mut finished))) = Record::read(&folder.join(&receipt_name)) else { return None };
@@ -88,14 +88,14 @@ fn record_to_resume(folder: &Path, name: &OsStr) -> Option<(FinishRecord, System
     resume.target = Some(name_to_hex(name));
     resume.receipt_target = name_to_hex(&receipt_name);
     resume.state.identity = FileState::from(&found).identity;
-    // its refused rows have got their name: further ones go to another file
+    // its refused rows have their final name: further ones go to another file
     (resume.refused_target, resume.refused_bytes) = (None, 0);
     Some((*finished, found.modified().ok()?))
 }
 
-/// Writes the record with the modification time of the file. When the move fails, or the process is
-/// killed before it, the record becomes the receipt again: if that were newer than the file, the
-/// appended rows would not be noticed again.
+/// Writes the record with the modification time of the file. If the move fails, or the process is killed
+/// before it, the record becomes the receipt again: if that were newer than the file, the appended rows
+/// would not be noticed again.
 fn write_record(directory: &Directory, finished: &FinishRecord, modified: SystemTime) -> io::Result<()> {
     let Some(name) = finished.resume.progress.name() else { return Ok(()) };
     let path = directory.progress_of(&name);
@@ -147,7 +147,7 @@ mod tests {
         let reserved = Reserved::default();
         let mut finished =
             plan(directory, &reserved, progress, Some("stock"), state, &summary, "now".into()).expect("decided");
-        write_finish_record(directory, &finished).expect("begun");
+        write_finish_record(directory, &finished).expect("written");
         carry_out(directory, &mut finished).expect("completed");
         assert_eq!(reported(directory), 0);
         std::thread::sleep(Duration::from_millis(20));
@@ -171,7 +171,7 @@ mod tests {
                 if removed {
                     remove(&directory.done.join(receipt_name(name))).expect("removed");
                 }
-                // killed here; the next process finds the record
+                // killed here: the next process finds the record
                 let Ok(Some(Record::Finishing(mut left))) = Record::read(&directory.progress_of(name)) else {
                     panic!("no record");
                 };

@@ -2,20 +2,20 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
-/// What a name in `input/` says about a file.
+/// What a file in `input/` is, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileKind {
     /// `.csv`
     Csv,
     /// `.csv.gz`
     Gzip,
-    /// Hidden or temporary: somebody is not done with it yet.
+    /// Hidden or temporary: not ready to be imported.
     Temporary,
-    /// Not ours.
+    /// Not for the importer.
     Other,
 }
 
-/// Reads a name in `input/`.
+/// The kind of file that has this name.
 pub(crate) fn file_kind(name: &OsStr) -> FileKind {
     let name = name.as_bytes().to_ascii_lowercase();
     if name.starts_with(b".") || [&b".part"[..], b".tmp", b"~"].iter().any(|end| name.ends_with(end)) {
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hidden_and_temporary_names_are_left_alone_whatever_their_extension() {
+    fn hidden_and_temporary_names_are_ignored_whatever_their_extension() {
         let cases = [
             ("a.csv", FileKind::Csv),
             ("A.CSV", FileKind::Csv),

@@ -1,4 +1,4 @@
-//! Lists `input/`: every so often, and soon after a hint.
+//! Lists `input/`: regularly, and soon after a hint.
 
 use std::{
     collections::HashSet,
@@ -11,22 +11,22 @@ use std::{
 
 use crate::find::file_kind::{FileKind, file_kind};
 
-/// How many names are taken at a time.
+/// How many names one listing returns at most.
 const MAX_NAMES: usize = 10_000;
-/// How many names of other kinds are remembered, so that each is told of once.
+/// How many names of other kinds are remembered, so that each is reported once.
 const MAX_OTHER_NAMES: usize = 1_000;
-/// The least time between two listings.
+/// The shortest time between two listings.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// When `input/` was listed and will be.
+/// The listings of `input/`.
 #[derive(Debug)]
 pub(crate) struct Scan {
     every: Duration,
     next: Instant,
     earliest: Instant,
     others: HashSet<OsString>,
-    /// Where the last listing stopped, when it had taken as many names as are taken at a time. The
-    /// next one goes on there: names that come up every time must not keep others from their turn.
+    /// Where the last listing stopped at [`MAX_NAMES`]. The next one continues there, so that names which
+    /// are listed every time do not starve the others.
     rest: Option<ReadDir>,
 }
 
@@ -36,9 +36,9 @@ impl Scan {
         Scan { every, next: now, earliest: now, others: HashSet::new(), rest: None }
     }
 
-    /// Something may be new: list soon.
-    pub(crate) fn hint(&mut self, hint: bool) {
-        if hint {
+    /// If something may be new, the next listing comes soon.
+    pub(crate) fn hint(&mut self, is_new: bool) {
+        if is_new {
             self.next = self.next.min(self.earliest);
         }
     }
@@ -51,7 +51,7 @@ impl Scan {
         self.next
     }
 
-    /// The names of files to import, in their order, without those that are `known`.
+    /// The sorted names of files to import, without those that are `known`.
     pub(crate) fn list(&mut self, input: &Path, known: impl Fn(&OsStr) -> bool) -> io::Result<Vec<OsString>> {
         let begun = Instant::now();
         self.next = begun + self.every;
@@ -78,7 +78,7 @@ impl Scan {
             }
         }
         names.sort_unstable();
-        // a directory of very many files must not keep us busy with listing alone
+        // listing a very large directory must not take all of the thread's time
         let took = begun.elapsed();
         self.earliest = begun + MIN_INTERVAL.max(took * 10);
         self.next = if self.rest.is_some() { self.earliest } else { begun + self.every.max(took * 10) };

@@ -1,5 +1,5 @@
-//! What wakes the importer before its time: a change in `input/`, or the end. The watcher is a
-//! hint only; the scan finds everything without it.
+//! Wakes the importer's thread: on changes in `input/`, or on behalf of another thread. The watcher is only a
+//! hint; the scan finds everything without it.
 
 use std::{
     ffi::OsString,
@@ -17,16 +17,16 @@ use notify::{
     event::{AccessKind, AccessMode, ModifyKind, RenameMode},
 };
 
-/// What there was to wake for.
+/// What has changed.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     /// Names in `input/` that changed.
     pub(crate) names: Vec<OsString>,
-    /// More changed than was kept.
+    /// There were more changes than names.
     pub(crate) overflowed: bool,
 }
 
-/// Where wake-ups arrive.
+/// Receives changes and wake-ups.
 pub(crate) struct ChangeWatcher {
     names: Receiver<OsString>,
     sender: SyncSender<OsString>,
@@ -40,7 +40,7 @@ impl ChangeWatcher {
         ChangeWatcher { names, sender, overflow: Arc::default(), _watcher: None }
     }
 
-    /// Asks the system to tell of changes.
+    /// Watches `input/` (inotify on Linux).
     pub(crate) fn watch(&mut self, input: &Path) -> notify::Result<()> {
         let (sender, overflow) = (self.sender.clone(), self.overflow.clone());
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
@@ -56,7 +56,7 @@ impl ChangeWatcher {
                 }
             }
             Ok(_) => {}
-            // the kernel's queue has overflowed, or the like
+            // the kernel's queue has overflowed, for example
             Err(_) => overflow.store(true, Relaxed),
         })?;
         watcher.watch(input, RecursiveMode::NonRecursive)?;
@@ -64,12 +64,12 @@ impl ChangeWatcher {
         Ok(())
     }
 
-    /// A way to wake it from elsewhere.
+    /// Wakes [`ChangeWatcher::wait`] from another thread.
     pub(crate) fn waker(&self) -> SyncSender<OsString> {
         self.sender.clone()
     }
 
-    /// Sleeps until something happens, `time` at most; what has happened.
+    /// Waits for a change, or for `time` at most.
     pub(crate) fn wait(&self, time: Duration) -> Changes {
         let first = if time.is_zero() { self.names.try_recv().ok() } else { self.names.recv_timeout(time).ok() };
         let names = first.into_iter().chain(self.names.try_iter().take(1024)).collect();
@@ -77,7 +77,7 @@ impl ChangeWatcher {
     }
 }
 
-/// Whether an event may mean that there is something to read. Our own reading and moving makes
+/// Whether an event may mean that there is something to read. The importer's own reading and moving causes
 /// events too.
 fn is_relevant(kind: EventKind) -> bool {
     !matches!(

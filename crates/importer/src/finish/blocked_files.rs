@@ -1,6 +1,6 @@
-//! Files that can't be imported now, and stay where they are: no permission, a directory, a bad
-//! sector, no room for their refused rows. Each is reported once in the log and with a receipt, and
-//! tried again after pauses that double.
+//! Files that cannot be imported for now, and stay in `input/`: no permission, a directory, a bad sector, no
+//! room for their refused rows. Each is reported once in the log and with a receipt, and retried after pauses
+//! that double.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -20,26 +20,26 @@ use crate::{
     finish::receipt::{Receipt, now},
 };
 
-/// How many of each kind are kept in mind. Further unreadable ones are tried whenever a listing comes
-/// by them; further failing ones are not tried until there is room.
+/// How many of each kind are remembered. Further unreadable ones are tried whenever they are listed; further
+/// failing ones are not tried until there is room.
 const MAX_REMEMBERED: usize = 10_000;
 
 /// Why a file is blocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BlockKind {
-    /// It is nothing that can be read: a directory, a file without permission. Its owner's affair.
+    /// It cannot be opened: a directory, a file without permission. Its owner has to fix that.
     Unreadable,
-    /// Importing it has begun and fails: the disk, or Kafka.
+    /// Importing it was started and fails: because of the disk, or Kafka.
     Failing,
 }
 
-/// The blocked files, and what was said about them.
+/// The blocked files, and what was reported about them.
 #[derive(Debug, Default)]
 pub(crate) struct BlockedFiles {
     known: HashMap<OsString, BlockedFile>,
-    /// Those of [`BlockKind::Failing`].
+    /// The names of those of [`BlockKind::Failing`].
     failing: BTreeSet<OsString>,
-    /// Hashes of the names of further failing ones.
+    /// Hashes of the names of further failing files.
     further: HashSet<u64>,
     is_full: bool,
 }
@@ -53,7 +53,7 @@ struct BlockedFile {
 }
 
 impl BlockedFiles {
-    /// Whether `name` is among them: it has been reported.
+    /// Whether `name` is blocked, and reported.
     pub(crate) fn contains(&self, name: &OsStr) -> bool {
         self.known.contains_key(name)
     }
@@ -63,12 +63,12 @@ impl BlockedFiles {
         self.failing.contains(name) || (!self.further.is_empty() && self.further.contains(&hash(name)))
     }
 
-    /// Whether `name` may be tried (again).
+    /// Whether `name` may be tried, for the first time or again.
     pub(crate) fn is_due(&self, name: &OsStr, now: Instant) -> bool {
         self.known.get(name).is_none_or(|file| file.backoff.is_due(now))
     }
 
-    /// The failing file whose next try is due for the longest time, of those not to `skip`.
+    /// The failing file whose retry has been due for the longest time, of those not to `skip`.
     pub(crate) fn next_failing(&self, now: Instant, skip: impl Fn(&OsStr) -> bool) -> Option<OsString> {
         let due = self.failing.iter().filter_map(|name| Some((self.known.get(name)?.backoff.due()?, name)));
         due.filter(|(due, name)| *due <= now && !skip(name)).min().map(|(_, name)| name.clone())
@@ -79,21 +79,21 @@ impl BlockedFiles {
         !self.failing.is_empty()
     }
 
-    /// `name` was changed: what made it unreadable may be over.
+    /// `name` was changed, and may be readable now: it is retried soon.
     pub(crate) fn retry_soon(&mut self, name: &OsStr, now: Instant) {
         if let Some(file) = self.known.get_mut(name).filter(|file| file.kind == BlockKind::Unreadable) {
             file.backoff.retry_by(now);
         }
     }
 
-    /// How many fail, and one of them with its reason.
+    /// How many files fail, and one of them with its reason.
     pub(crate) fn describe_failing(&self) -> Option<String> {
         let name = self.failing.first()?;
         let reason = self.known.get(name).map_or("", |file| &file.reason);
         Some(format!("{} files cannot be imported: {name:?}: {reason}", self.failing.len()))
     }
 
-    /// `name` can't be imported.
+    /// Reports that `name` cannot be imported.
     pub(crate) fn report(&mut self, directory: &Directory, name: &OsStr, kind: BlockKind, reason: &str) {
         if let Some(file) = self.known.get_mut(name) {
             file.backoff.failed(Instant::now());
@@ -150,12 +150,12 @@ impl BlockedFiles {
         self.known.insert(name.to_owned(), BlockedFile { kind, reason: reason.to_owned(), receipt: path, backoff });
     }
 
-    /// `name` goes through now: what was said about it is taken back.
+    /// `name` is no longer blocked: removes its receipt.
     pub(crate) fn clear(&mut self, directory: &Directory, name: &OsStr) {
         let known = self.known.remove(name).map(|file| file.receipt);
         self.failing.remove(name);
         if self.is_full && (self.failing.len() < MAX_REMEMBERED || self.further.is_empty()) {
-            // there is room again: listings come by the further ones
+            // there is room again, and the further ones will be listed
             self.is_full = self.known.len() >= MAX_REMEMBERED;
             self.further.clear();
         }
@@ -172,7 +172,7 @@ impl BlockedFiles {
         }
     }
 
-    /// Forgets those that are no longer there.
+    /// Forgets files that no longer exist.
     pub(crate) fn retain(&mut self, directory: &Directory, there: impl Fn(&Path) -> bool) {
         let gone: Vec<_> =
             self.known.keys().filter(|name| !there(&directory.input.join(name.as_os_str()))).cloned().collect();
@@ -188,7 +188,7 @@ fn hash(name: &OsStr) -> u64 {
     hasher.finish()
 }
 
-/// The receipt of this name, if it is one of a file left in place.
+/// The path of the receipt of this file, if it says that the file was left in place.
 fn left_in_place(directory: &Directory, name: &OsStr) -> Option<PathBuf> {
     let path = directory.rejected.join(receipt_name(name));
     let receipt: Receipt = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;

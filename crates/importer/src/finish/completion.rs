@@ -1,10 +1,9 @@
-//! The end of a file. The record in `progress/KEY.json` says everything that is left to be done;
-//! each step is done whole or not at all, and what a crash leaves is completed at the next start,
-//! without sending anything again:
+//! Finishing a file. The finish record in `progress/KEY.json` says everything that is left to be done; each
+//! step is atomic, and after a crash the next start carries out what is left, without sending anything again:
 //!
 //! 1. the record is written;
-//! 2. the file is moved, if it still is as it was read;
-//! 3. the refused rows get their name;
+//! 2. the file is moved to `done/` or `rejected/`, if it is unchanged since it was read;
+//! 3. the file of refused rows gets its final name;
 //! 4. the record gets the receipt's name.
 
 use std::{
@@ -28,40 +27,41 @@ use crate::{
     read::source::{FileState, Links, open},
 };
 
-/// Where files will go that are being copied to another file system or cannot be moved now, by their
-/// names in `input/`: these names are taken, though nothing has them yet.
+/// Where files will go that are being copied to another file system or cannot be moved yet, by their names in
+/// `input/`: these paths are taken, although no file has them yet.
 pub(crate) type Reserved = BTreeMap<OsString, PathBuf>;
 
-/// How a file ended.
+/// What was found out about a file when all of it was read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FileSummary {
     /// What was wrong with the file as a whole.
     pub(crate) error: Option<String>,
-    /// Whether it is no longer in `input/`, or another one is.
+    /// Whether it is no longer in `input/`, or replaced by another file.
     pub(crate) gone: bool,
     /// Whether the last line that was read has no line break.
     pub(crate) unterminated: bool,
-    /// Rows on their topic, and on the errors topic.
+    /// Rows that are on their topic.
     pub(crate) accepted: u64,
+    /// Rows that are on the errors topic.
     pub(crate) refused: u64,
     /// The size of the file of refused rows.
     pub(crate) refused_bytes: u64,
-    /// Its size and SHA-256.
+    /// The size and the SHA-256 of the whole file.
     pub(crate) whole: (u64, String),
 }
 
-/// What became of a file that was to be ended.
+/// The result of carrying out a finish record.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FinishResult {
-    /// Everything is where it belongs.
+    /// Everything is in its place.
     Finished,
-    /// It was changed after it was read. It is still in `input/`, to be read on.
+    /// The file was changed after it was read. It is still in `input/`, and has to be read on.
     Changed,
-    /// It must be copied to another file system first: then [`carry_out_copied`].
+    /// The file has to be copied to another file system first; then call [`carry_out_copied`].
     NeedsCopy { from: PathBuf, copy: PathBuf, to: PathBuf },
 }
 
-/// Decides where everything goes: the record that makes the end restartable.
+/// Decides where everything goes: the record that makes finishing restartable.
 pub(crate) fn plan(
     directory: &Directory,
     reserved: &Reserved,
@@ -105,8 +105,8 @@ pub(crate) fn plan(
     Some(FinishRecord { receipt, resume })
 }
 
-/// A free name for the refused rows of the file `name`, which itself goes to `rejected/` as `whole`
-/// or not there.
+/// A free name in `rejected/` for the refused rows of the file `name`. `whole`: the name of the file itself, if
+/// it goes there too.
 fn name_for_refused_rows(
     directory: &Directory,
     reserved: &Reserved,
@@ -115,7 +115,7 @@ fn name_for_refused_rows(
 ) -> OsString {
     let mut wanted = rejected_name(name);
     if Some(&wanted) == whole {
-        // cannot be told apart from the file itself
+        // must not be confused with the file itself
         wanted = OsString::from(format!("rows-of-{}", wanted.display()));
     }
     free_name_except(&directory.rejected, &wanted, |path| is_reserved(reserved, name, path))
@@ -126,8 +126,8 @@ fn is_reserved(reserved: &Reserved, name: &OsStr, path: &Path) -> bool {
     reserved.iter().any(|(other, target)| other != name && target == path)
 }
 
-/// Decides again where everything goes that has not gone there yet, after an end that could not be
-/// carried out: other files may have taken the names since.
+/// Decides again where everything goes that is not there yet, after a finish that could not be carried out:
+/// other files may have taken the names since.
 fn replan(directory: &Directory, reserved: &Reserved, finished: &mut FinishRecord) {
     let resume = &finished.resume;
     let Some(name) = resume.progress.name() else { return };
@@ -138,7 +138,7 @@ fn replan(directory: &Directory, reserved: &Reserved, finished: &mut FinishRecor
         Some(target) if is_here && is_reserved(reserved, &name, &folder.join(name_from_hex(target))) => true,
         Some(target) if is_here && is_copy(&folder.join(name_from_hex(target)), finished) => false,
         Some(target) if is_here => is_there(folder, target) || is_there(folder, &resume.receipt_target),
-        // it was moved there, or has gone since; on another file system it has another identity
+        // it was moved there, or is gone since; on another file system it has another identity
         Some(target) => state_of(&folder.join(name_from_hex(target))).is_some_and(|there| {
             there.identity.device == resume.state.identity.device && there.identity != resume.state.identity
         }),
@@ -161,20 +161,20 @@ fn replan(directory: &Directory, reserved: &Reserved, finished: &mut FinishRecor
     }
 }
 
-/// Begins the end of a file: from here on a crash leaves enough to complete it.
+/// Writes the finish record: from here on, a crash leaves everything that is needed to finish the file.
 pub(crate) fn write_record(directory: &Directory, finished: &FinishRecord) -> io::Result<()> {
     let Some(name) = finished.resume.progress.name() else { return Ok(()) };
     write_atomically(&directory.progress_of(&name), &finished.text()?)
 }
 
-/// Does what the record says, as far as it is not done yet. An error names the path.
+/// Carries out what the record says, as far as it is not done yet. Errors name the path.
 pub(crate) fn carry_out(directory: &Directory, finished: &mut FinishRecord) -> io::Result<FinishResult> {
     let resume = &finished.resume;
     let Some(name) = resume.progress.name() else { return Ok(FinishResult::Finished) };
     if let Err(error) = directory.input.join(&name).symlink_metadata()
         && error.kind() != io::ErrorKind::NotFound
     {
-        // it may well be there, and must not count as moved
+        // it may still be there, and must not count as moved
         return with_path(&directory.input.join(&name), Err(error));
     }
     let folder = if resume.to_rejected { &directory.rejected } else { &directory.done };
@@ -190,12 +190,12 @@ pub(crate) fn carry_out(directory: &Directory, finished: &mut FinishRecord) -> i
             Some(here) if here == resume.state => {
                 match rename_within(&from, &to) {
                     Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                        // by the source's name, which no other copy has
+                        // named after the source, so that no two copies share a name
                         return Ok(FinishResult::NeedsCopy { from, copy: temporary_of(&folder.join(&name)), to });
                     }
                     renamed => with_path(&to, renamed)?,
                 }
-                // written to between the look and the move: back again, unless there is a new file
+                // written to between the check and the move: move it back, unless there is a new file
                 let changed =
                     state_of(&to).is_some_and(|there| there.identity == resume.state.identity && there != resume.state);
                 if changed && rename_within(&to, &from).is_ok() {
@@ -203,7 +203,7 @@ pub(crate) fn carry_out(directory: &Directory, finished: &mut FinishRecord) -> i
                 }
             }
             Some(here) if here.identity == resume.state.identity => return Ok(FinishResult::Changed),
-            // it was moved before, or has gone
+            // it was moved before, or is gone
             _ => {}
         }
     }
@@ -223,8 +223,8 @@ pub(crate) fn carry_out(directory: &Directory, finished: &mut FinishRecord) -> i
     Ok(FinishResult::Finished)
 }
 
-/// Goes on when the file is copied, unless it was written to meanwhile. Without success, nothing is
-/// left of the copy.
+/// Continues after the file was copied, unless it was written to meanwhile. Removes the copy if it does not
+/// succeed.
 pub(crate) fn carry_out_copied(
     directory: &Directory,
     reserved: &Reserved,
@@ -244,7 +244,7 @@ pub(crate) fn carry_out_copied(
     ended
 }
 
-/// Gives a copy its name, flushes that to the disk, and [removes](remove_original) what it is a copy of.
+/// Gives a copy its final name, flushes that to the disk, and [removes the original](remove_original).
 fn replace(from: &Path, copy: &Path, to: &Path, state: FileState) -> io::Result<bool> {
     rename_within(copy, to)?;
     if let Some(folder) = to.parent() {
@@ -253,8 +253,9 @@ fn replace(from: &Path, copy: &Path, to: &Path, state: FileState) -> io::Result<
     remove_original(from, to, state)
 }
 
-/// Removes what `to` is a copy of. False when that was written to since: then it stays, and its copy is
-/// removed. The last look is right before: flushing or comparing the copy may have taken long.
+/// Removes the original `from` of the copy `to`. Returns false if the original was written to since: then it
+/// stays, and the copy is removed. This is checked again here, because flushing or comparing the copy may have
+/// taken long.
 fn remove_original(from: &Path, to: &Path, state: FileState) -> io::Result<bool> {
     match state_of(from) {
         Some(here) if here == state => remove(from)?,
@@ -262,13 +263,13 @@ fn remove_original(from: &Path, to: &Path, state: FileState) -> io::Result<bool>
             remove(to)?;
             return Ok(false);
         }
-        // it has gone, or another file has its name: the copy is all there is
+        // it is gone, or another file has its name: the copy is the only one
         _ => {}
     }
     Ok(true)
 }
 
-/// Whether `path` is the copy of a file that a crash kept from being removed.
+/// Whether `path` is the copy of a file that a crash prevented from being removed.
 fn is_copy(path: &Path, finished: &FinishRecord) -> bool {
     let (state, receipt) = (finished.resume.state, name_from_hex(&finished.resume.receipt_target));
     state_of(path).is_some_and(|there| there.identity.device != state.identity.device && there.size == state.size)
@@ -290,7 +291,7 @@ fn sha256_of(path: &Path) -> io::Result<String> {
     }
 }
 
-/// Completes an end that could not be carried out, after a crash or because something was in its way.
+/// Carries out a record again, after a crash or a failure.
 pub(crate) fn replan_and_carry_out(
     directory: &Directory,
     reserved: &Reserved,
@@ -304,7 +305,7 @@ pub(crate) fn replan_and_carry_out(
     carry_out(directory, finished)
 }
 
-/// The record of a file that was deleted in `input/` while no importer ran.
+/// The record of a file that was deleted from `input/` while no importer was running.
 pub(crate) fn plan_for_deleted(directory: &Directory, reserved: &Reserved, progress: Progress) -> Option<FinishRecord> {
     let summary = FileSummary {
         error: Some(format!("the file was deleted while being read; {} of its rows were imported", progress.accepted)),

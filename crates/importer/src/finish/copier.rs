@@ -1,5 +1,5 @@
-//! Copies files to another file system, in a thread of its own: it may take minutes, and nothing else
-//! should wait for it.
+//! Copies files to another file system, in a separate thread: a copy may take minutes, and nothing else should
+//! wait for it.
 
 use std::{
     ffi::OsString,
@@ -16,24 +16,24 @@ use crate::{
 /// A file to be copied.
 #[derive(Debug)]
 pub(crate) struct CopyJob {
-    /// Whose end it is part of: a name in `input/`.
+    /// The file's name in `input/`.
     pub(crate) name: OsString,
     pub(crate) from: PathBuf,
-    /// The copy's name until it is complete.
+    /// The path of the copy until it is complete.
     pub(crate) to: PathBuf,
-    /// The file that was imported: no other is copied.
+    /// The version of the file that was imported: no other is copied.
     pub(crate) state: FileState,
     pub(crate) links: Links,
 }
 
-/// The thread.
+/// The thread that copies.
 pub(crate) struct Copier {
     copies: Sender<CopyJob>,
     pub(crate) done: Receiver<(OsString, io::Result<()>)>,
 }
 
 impl Copier {
-    /// Starts the thread, which ends with this value. `waker` is rung after each copy.
+    /// Starts the thread, which ends when this value is dropped. `waker` is used after each copy.
     pub(crate) fn start(waker: SyncSender<OsString>) -> io::Result<Copier> {
         let (copies, wanted) = channel::<CopyJob>();
         let (sender, done) = channel();
@@ -51,13 +51,13 @@ impl Copier {
     }
 
     pub(crate) fn copy(&self, copy: CopyJob) {
-        // the thread lives as long as we do
+        // the thread runs as long as this value exists
         let _ = self.copies.send(copy);
     }
 }
 
-/// Copies a file of `input/` as it was imported. One that is not what it was is not copied: who goes on
-/// with it compares it as well.
+/// Copies a file of `input/` as it was imported. If it was changed since, it is not copied, which the caller
+/// notices when it compares the file again.
 fn copy_imported(copy: &CopyJob) -> io::Result<()> {
     let copied = copy_open(copy);
     if copied.is_err() {
@@ -67,7 +67,7 @@ fn copy_imported(copy: &CopyJob) -> io::Result<()> {
 }
 
 fn copy_open(copy: &CopyJob) -> io::Result<()> {
-    // what a crash left must not be taken for the copy
+    // a partial copy left by a crash must not be taken for this one
     remove(&copy.to)?;
     let mut from = match open(&copy.from, copy.links) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -83,13 +83,13 @@ fn copy_open(copy: &CopyJob) -> io::Result<()> {
     to.sync_all()
 }
 
-/// Copies a file of ours, with its permissions, and flushes it to the disk.
+/// Copies one of our own files, with its permissions, and flushes it to the disk.
 pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::copy(from, to)?;
     fs::File::open(to)?.sync_all()
 }
 
-/// Gives a copy its name, flushes that to the disk, and removes what it is a copy of.
+/// Gives a copy its final name, flushes that to the disk, and removes the original.
 pub(crate) fn replace(from: &Path, to: &Path) -> io::Result<()> {
     crate::directory::rename_within(&temporary_of(to), to)?;
     if let Some(folder) = to.parent() {
@@ -120,7 +120,7 @@ mod tests {
 
         fs::remove_file(&from).expect("removed");
         rustix::fs::mkfifoat(rustix::fs::CWD, &from, rustix::fs::Mode::RUSR).expect("a pipe");
-        assert!(copy_imported(&copy).is_err(), "nobody waits for a pipe's writer");
+        assert!(copy_imported(&copy).is_err(), "opening a pipe does not wait for its writer");
         assert!(!to.exists());
 
         fs::remove_file(&from).expect("removed");

@@ -1,7 +1,7 @@
-//! Finished files that are written to afterwards. A writer may pause for longer than anybody waits,
-//! and then write on in `done/`: what it writes there must be imported as well. A thread of its own
-//! looks for such files, since `done/` may hold very many, and since being sure takes reading: what
-//! was imported must still be there unchanged, before what was appended.
+//! Finished files that are written to afterwards. A writer may pause for longer than any quiet period, and then
+//! append to the file in `done/`: these rows must be imported as well. A separate thread looks for such files,
+//! because `done/` may hold very many, and because the imported part has to be read again to be sure that it
+//! is unchanged.
 
 use std::{
     collections::HashMap,
@@ -23,11 +23,11 @@ use crate::{
     read::source::FileState,
 };
 
-/// The least time between two looks at everything.
+/// The shortest pause between two scans.
 const MIN_INTERVAL: Duration = Duration::from_secs(2);
-/// A look may take this share of the time.
+/// After a scan, the thread pauses for this many times as long as the scan took.
 const IDLE_FACTOR: u32 = 20;
-/// How many files are remembered that were written to without having grown.
+/// How many files are remembered that were written to without growing.
 const MAX_REMEMBERED: usize = 10_000;
 
 /// A finished file that is longer than its receipt says.
@@ -38,14 +38,14 @@ pub(crate) struct GrownFile {
     pub(crate) name: OsString,
 }
 
-/// Where grown files are reported, as long as it lives.
+/// The thread that looks for grown files; it ends when this is dropped.
 pub(crate) struct LateGrowth {
     pub(crate) found: Receiver<GrownFile>,
     _stop: SyncSender<()>,
 }
 
 impl LateGrowth {
-    /// Starts the thread. `waker` is rung for every file that is reported.
+    /// Starts the thread. `waker` is used for every reported file.
     pub(crate) fn start(directory: &Directory, waker: SyncSender<OsString>) -> io::Result<LateGrowth> {
         let (sender, found) = sync_channel(100);
         let (stop, stopped) = sync_channel(0);
@@ -75,14 +75,14 @@ impl LateGrowth {
     }
 }
 
-/// What was found out about files that were written to.
+/// Scans for grown files, and remembers files that were written to without growing.
 #[derive(Debug, Default)]
 pub(crate) struct GrowthScanner {
     known: HashMap<PathBuf, FileState>,
 }
 
 impl GrowthScanner {
-    /// Looks at all files of a folder; false when nobody wants to know any more.
+    /// Scans a folder. Returns false once `report` does.
     pub(crate) fn scan(&mut self, folder: &Path, rejected: bool, report: impl Fn(GrownFile) -> bool) -> bool {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -108,7 +108,7 @@ impl GrowthScanner {
                         continue;
                     }
                     Ok(Comparison::Same) => {}
-                    // correcting a rejected file in place is what it is there for
+                    // rejected files may be corrected in place
                     Ok(Comparison::Different) if rejected => {}
                     Ok(Comparison::Different) => tracing::warn!(
                         "{} was changed after it was finished, and is not what was imported; to import it as it is \
@@ -133,8 +133,8 @@ impl GrowthScanner {
     }
 }
 
-/// Whether a file may have been written to after its receipt: a cheap look, which a file whose
-/// modification time was set back does not pass unnoticed.
+/// Whether a file may have been written to after its receipt: a cheap check that also catches files whose
+/// modification time was set back.
 fn may_be_newer(file: &Metadata, receipt: &Metadata) -> bool {
     let modified = |of: &Metadata| (of.mtime(), of.mtime_nsec());
     let changed = |of: &Metadata| (of.ctime(), of.ctime_nsec());
@@ -143,7 +143,7 @@ fn may_be_newer(file: &Metadata, receipt: &Metadata) -> bool {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Comparison {
-    /// What was imported, and more after it.
+    /// What was imported, and more.
     Grown,
     /// What was imported.
     Same,

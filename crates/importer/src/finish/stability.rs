@@ -1,4 +1,4 @@
-//! Whether somebody is still writing a file.
+//! Whether a file is complete: it is unchanged for some time, and nobody is writing it.
 
 use std::{
     fs::File,
@@ -10,24 +10,24 @@ use crate::read::source::FileState;
 /// How long a file must be unchanged to be complete.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct QuietPeriods {
-    /// `IMPORT_QUIET_MS`: when the system says that nobody writes it.
+    /// `IMPORT_QUIET_MS`: if it is known that nobody has it open for writing.
     pub(crate) known: Duration,
-    /// `IMPORT_UNSURE_MS`: when the system cannot say, or when the file seems to be cut.
+    /// `IMPORT_UNSURE_MS`: if its writers cannot be detected, or if it may end mid-line.
     pub(crate) unsure: Duration,
 }
 
-/// Who has a file open for writing, as far as the system says.
+/// Whether a file is open for writing, as far as the operating system can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writers {
     None,
     Some,
-    /// Another owner's file, a network mount, another system: it can't be asked.
+    /// The operating system cannot tell: another owner's file, a network mount, not Linux.
     Unknown,
 }
 
-/// File systems of this machine alone, by the magic number that `statfs` gives: a lease on their
-/// files is about every writer there can be. On a network or FUSE mount the lease knows only of
-/// writers on this machine, or is refused as if there always were one.
+/// File systems that only this machine writes to, by the magic number that `statfs` returns: a lease on their
+/// files covers every possible writer. On a network or FUSE mount, a lease covers only writers on this
+/// machine, or is refused as if there always were one.
 #[cfg(target_os = "linux")]
 fn is_local(file_system: u32) -> bool {
     const LOCAL: [u32; 13] = [
@@ -48,21 +48,20 @@ fn is_local(file_system: u32) -> bool {
     LOCAL.contains(&file_system)
 }
 
-/// Asks the kernel for a lease on the file, which it refuses while somebody has it open for
-/// writing, and gives it back.
+/// Takes a lease on the file, which the kernel refuses while the file is open for writing, and gives it back.
 #[cfg(target_os = "linux")]
 pub(crate) fn writers(file: &File) -> Writers {
     use std::os::fd::AsRawFd;
     if !rustix::fs::fstatfs(file).is_ok_and(|found| is_local(found.f_type as u32)) {
         return Writers::Unknown;
     }
-    /// `F_SETSIG` of asm-generic/fcntl.h, which is every architecture's.
+    /// `F_SETSIG` of asm-generic/fcntl.h, the same on every architecture.
     const SET_SIGNAL: libc::c_int = 10;
     let fd = file.as_raw_fd();
     // SAFETY: plain system calls on a descriptor that `file` holds open.
     unsafe {
-        // whoever opens the file for writing meanwhile makes the kernel send us a signal: not
-        // SIGIO, which would end the process, but one that is ignored by default
+        // when the file is opened for writing meanwhile, the kernel sends a signal: not SIGIO, which would
+        // end the process, but one that is ignored by default
         libc::fcntl(fd, SET_SIGNAL, libc::SIGURG);
         if libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK) == 0 {
             libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK);
@@ -75,13 +74,13 @@ pub(crate) fn writers(file: &File) -> Writers {
     }
 }
 
-/// Only Linux can be asked.
+/// Only Linux can tell.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn writers(_: &File) -> Writers {
     Writers::Unknown
 }
 
-/// A file's state, and since when we have seen it so.
+/// A file's state, and since when it has been observed unchanged.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stability {
     pub(crate) state: FileState,
@@ -93,7 +92,7 @@ impl Stability {
         Stability { state, since: now }
     }
 
-    /// Whether the file is as it was; if not, the quiet begins again.
+    /// Whether the state is unchanged; if not, the quiet period starts again.
     pub(crate) fn observe(&mut self, state: FileState, now: Instant) -> bool {
         let same = self.state == state;
         if !same {
@@ -102,25 +101,25 @@ impl Stability {
         same
     }
 
-    /// Whether the file is complete, as far as can be known. `cut`: it is empty, its last line has
-    /// no line break, or it is a packed file that breaks off, so that its writer may well be in the
-    /// middle of it, or come back.
+    /// Whether the file is complete, as far as can be known. `may_be_cut`: it is empty, its last line has no
+    /// line break, or it is a truncated packed file, so that its writer may only be pausing.
     pub(crate) fn is_complete(
         &self,
         writers: Writers,
-        cut: bool,
+        may_be_cut: bool,
         times: QuietPeriods,
         now: Instant,
         clock: SystemTime,
     ) -> bool {
         let observed = now.saturating_duration_since(self.since);
-        // the file's own time counts only where it is this machine's
+        // the modification time counts only if it comes from this machine's clock
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(self.state.modified_ns.try_into().unwrap_or(0));
         let age = clock.duration_since(modified).ok();
         match writers {
             Writers::Some => false,
             Writers::None => {
-                observed.max(age.unwrap_or_default()) >= if cut { times.known.max(times.unsure) } else { times.known }
+                observed.max(age.unwrap_or_default())
+                    >= if may_be_cut { times.known.max(times.unsure) } else { times.known }
             }
             Writers::Unknown => observed >= times.known.max(times.unsure),
         }
@@ -132,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_complete_when_it_was_quiet_and_nobody_writes() {
+    fn a_file_is_complete_when_it_was_quiet_and_is_not_open_for_writing() {
         let times = QuietPeriods { known: Duration::from_millis(250), unsure: Duration::from_secs(5) };
         let (now, clock) = (Instant::now(), SystemTime::now());
         let complete = |observed: u64, age: u64, writers, cut| {
@@ -157,7 +156,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn only_file_systems_of_this_machine_tell_who_writes() {
+    fn only_local_file_systems_can_tell_who_writes() {
         for (magic, local) in [(0xef53, true), (0x9123_683e, true), (0x6969, false), (0x6573_5546, false)] {
             assert_eq!(is_local(magic), local, "{magic:x}");
         }

@@ -1,5 +1,4 @@
-//! One file on its way: where we are in it, and the step that takes a buffer of it to Kafka. Knows
-//! nothing of directories, of other files, or of when a file is complete.
+//! Reads one file: its position, and the step that takes one buffer of it to Kafka.
 
 mod resume;
 mod rows;
@@ -22,25 +21,46 @@ use crate::{
     },
 };
 
-/// The longest header line, which is kept as long as its file is being imported.
+/// The longest header line; it is kept in memory while its file is being imported.
 const MAX_HEADER_BYTES: usize = 8 * 1024;
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// There may be more.
     More,
-    /// The file has no more lines now; `rest` tells whether bytes without a line break are left.
+    /// The file has no more lines now. `rest`: there are bytes after the last line break.
     End { rest: bool },
-    /// Kafka takes no more now.
+    /// Kafka accepts no more now.
     Blocked,
-    /// It is not the file it was: start anew.
+    /// Its content has changed, for this reason: it must be read from its beginning.
     Changed(String),
-    /// It is not a file we can read (further), for this reason.
+    /// It cannot be read (further) because of its content, for this reason.
     Corrupt(String),
 }
 
-/// One file on its way.
+/// How far rows are sent one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OneByOne {
+    No,
+    /// Up to this byte.
+    Until(u64),
+    /// Until the next row is acknowledged.
+    NextRow,
+}
+
+impl OneByOne {
+    /// Whether the row that begins at this byte is sent alone.
+    fn contains(self, byte: u64) -> bool {
+        match self {
+            OneByOne::No => false,
+            OneByOne::Until(end) => byte < end,
+            OneByOne::NextRow => true,
+        }
+    }
+}
+
+/// A file that is being read.
 pub(crate) struct FileReader {
     id: u64,
     /// The file's name, for people.
@@ -48,33 +68,32 @@ pub(crate) struct FileReader {
     gzip: bool,
     pub(crate) source: Option<Source>,
     rows: Option<RowReader>,
-    /// Where the line behind the header begins; 0 while the header is not known.
-    rows_begin: u64,
+    /// Where the line after the header begins; `None` until the header is read.
+    rows_begin: Option<u64>,
     header_line: Vec<u8>,
     topic: String,
     refused_file: Option<PathBuf>,
-    /// Whether a refused row is kept before its refusal is sent, because keeping one has failed:
-    /// otherwise it would be sent again at every try, and what stands around it.
+    /// Whether a refused row is stored before its refusal is sent, because storing one has failed before:
+    /// otherwise its refusal and the rows around it would be sent again with every retry.
     is_careful: bool,
     /// How far it is read.
     pub(crate) position: Position,
     /// How far it is acknowledged.
     pub(crate) acknowledged: Position,
-    /// Where the last line begins, when it was read without its line break.
+    /// Where the last line begins, if it was read without a line break.
     before_last_line: Option<Position>,
-    /// Chunks on their way.
+    /// Chunks that are not acknowledged.
     pub(crate) in_flight: u32,
-    /// How far an earlier process came: up to there it is only compared.
+    /// The progress of an earlier process, up to which the file is only compared.
     replay: Option<Progress>,
-    /// Rows that Kafka does not take because of their size, by their first byte, and how often.
+    /// Rows that Kafka has refused because of their size, by their first byte, and how often.
     oversized: BTreeMap<u64, u8>,
-    /// Up to this byte, one record at a time: Kafka has refused one of them. The largest number stands
-    /// for the next row alone.
-    one_by_one_until: u64,
+    /// How far rows are sent one at a time, because one of them fails.
+    one_by_one: OneByOne,
 }
 
 impl FileReader {
-    /// `refused_file`: where refused rows are kept.
+    /// `id`: a number that no other file has. `refused_file`: where refused rows are stored.
     pub(crate) fn new(id: u64, name: String, gzip: bool, refused_file: Option<PathBuf>) -> FileReader {
         FileReader {
             id,
@@ -82,7 +101,7 @@ impl FileReader {
             gzip,
             source: None,
             rows: None,
-            rows_begin: 0,
+            rows_begin: None,
             header_line: Vec::new(),
             topic: String::new(),
             refused_file,
@@ -93,17 +112,17 @@ impl FileReader {
             in_flight: 0,
             replay: None,
             oversized: BTreeMap::new(),
-            one_by_one_until: 0,
+            one_by_one: OneByOne::No,
         }
     }
 
-    /// The file, opened (again).
+    /// Reads from this file, opened for the first time or again.
     pub(crate) fn open(&mut self, file: File) {
         self.source = Some(Source::new(file, self.gzip));
     }
 
-    /// Whether the file, opened again, has the same bytes before the place where we are: a cheap
-    /// look at the last ones, for files that were overwritten in place meanwhile.
+    /// Whether the file, opened again, still has the same bytes before the current position: a cheap check
+    /// of the last ones, for files that were overwritten in place meanwhile.
     pub(crate) fn matches_file(&mut self) -> io::Result<bool> {
         let position = &self.position;
         let length = position.byte.min(position.last_bytes.len() as u64) as usize;
@@ -116,45 +135,45 @@ impl FileReader {
         }
     }
 
-    /// The number it was given.
-    pub(crate) fn number(&self) -> u64 {
+    /// The number that it was given.
+    pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
-    /// Rows between what is acknowledged and what is read.
+    /// Rows that are read, and not acknowledged.
     pub(crate) fn rows_ahead(&self) -> u64 {
         let rows = |position: &Position| position.accepted + position.refused;
         rows(&self.position).saturating_sub(rows(&self.acknowledged))
     }
 
-    /// The type of its events, when known.
+    /// The type of its events, once the header is read.
     pub(crate) fn event_type(&self) -> Option<&'static str> {
         self.rows.as_ref().map(|rows| rows.header().event_type.name)
     }
 
-    /// Bytes of the file, as it is, that were read.
+    /// Bytes of the file that were read; of a `.csv.gz`, packed bytes.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.source.as_ref().and_then(Source::packed_bytes_read).unwrap_or(self.position.byte)
     }
 
-    /// A chunk of it is acknowledged.
+    /// A chunk of the file is acknowledged, up to `position`.
     pub(crate) fn acknowledge(&mut self, position: Position) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if self.one_by_one_until == u64::MAX
+        if self.one_by_one == OneByOne::NextRow
             && position.accepted + position.refused > self.acknowledged.accepted + self.acknowledged.refused
         {
-            self.one_by_one_until = 0;
+            self.one_by_one = OneByOne::No;
         }
         self.acknowledged = position;
     }
 
-    /// Where to go on after a restart, or when the file grows.
+    /// Where to resume after a restart, or when the file grows.
     pub(crate) fn progress(&self, name: &str, started_at: String) -> Progress {
         Progress::new(self.name.clone(), name.to_owned(), self.resume_at(), started_at)
     }
 
-    /// Everything before is acknowledged, and stays as it is when the file grows: a last line without
-    /// its line break may become longer.
+    /// Everything before this position is acknowledged, and is final even if the file grows; a last line
+    /// without a line break is not.
     pub(super) fn resume_at(&self) -> &Position {
         self.before_last_line
             .as_ref()
@@ -162,35 +181,35 @@ impl FileReader {
             .unwrap_or(&self.acknowledged)
     }
 
-    /// Kafka has refused a record of this chunk for what it is. Which one is not known at first: they
-    /// are sent again one by one. An error tells which it is, unless it is too large by itself: then it
-    /// is refused as a row.
+    /// Kafka has refused a record of this chunk because of the record itself. First, the chunk is sent again
+    /// one record at a time. Once the record is known, it is refused as a row if it is too large; otherwise
+    /// it is an error, which names the line.
     pub(crate) fn narrow_down_refusal(&mut self, chunk: &Chunk, code: RDKafkaErrorCode) -> Result<(), String> {
-        if chunk.last_line >= self.one_by_one_until {
-            self.one_by_one_until = chunk.position.byte;
+        if !self.one_by_one.contains(chunk.last_line) {
+            self.one_by_one = OneByOne::Until(chunk.position.byte);
         } else if is_about_size(code) {
             let times = self.oversized.entry(chunk.last_line).or_default();
             *times = times.saturating_add(1);
         } else {
-            return Err(format!("Kafka refuses what becomes of its line {}: {code}", chunk.position.line));
+            return Err(format!("Kafka refuses the record of line {}: {code}", chunk.position.line));
         }
         Ok(())
     }
 
-    /// Importing it has failed before. What it failed at may be the first row: that one goes alone, so
-    /// that nothing around it is sent at every try.
+    /// Importing the file has failed before, perhaps at its next row: that row is sent alone, so that the
+    /// rows around it are not sent again with every retry.
     pub(crate) fn read_carefully(&mut self) {
         self.is_careful = true;
-        self.one_by_one_until = u64::MAX;
+        self.one_by_one = OneByOne::NextRow;
     }
 
     /// Whether the next record must wait for the acknowledgement of the one before.
     pub(crate) fn is_one_by_one(&self) -> bool {
-        self.position.byte < self.one_by_one_until
+        self.one_by_one.contains(self.position.byte)
     }
 
-    /// Takes one buffer of the file to Kafka. `last`: the file is complete, so that what stands
-    /// behind its last line break is a line too.
+    /// Takes one buffer of the file to Kafka. `last`: the file is complete, so that bytes after its last
+    /// line break are a line too.
     pub(crate) fn step(&mut self, sink: &mut Sink, last: bool) -> Result<Step, io::Error> {
         let Some(source) = self.source.as_mut() else { return Ok(Step::End { rest: false }) };
         if let (Some(replay), Some(_)) = (&self.replay, &self.rows) {
@@ -257,7 +276,7 @@ impl FileReader {
                 SourceError::Corrupt(reason) => Ok(Step::Corrupt(reason)),
             });
         }
-        // a last line without its line break has a step of its own
+        // a last line without a line break gets a step of its own
         let rest = consumed < filled;
         if step == Step::More && at_end && !(rest && (last || lines.next().is_some())) {
             step = Step::End { rest };
@@ -265,7 +284,7 @@ impl FileReader {
         Ok(step)
     }
 
-    /// Finds the header line. An error says what is wrong with the file.
+    /// Reads the header line. An error says what is wrong with the file.
     fn read_header(
         &mut self,
         producer: &Producer<Chunk>,
@@ -286,14 +305,14 @@ impl FileReader {
             producer.topic_of(header.event_type).clone_into(&mut self.topic);
             self.header_line = line.to_vec();
             self.rows = Some(RowReader::new(header));
-            self.rows_begin = self.position.byte + lines.consumed() as u64;
+            self.rows_begin = Some(self.position.byte + lines.consumed() as u64);
             break;
         }
         Ok(())
     }
 
-    /// Reads on to the end without sending, a buffer at a time; then the whole file's size and
-    /// SHA-256.
+    /// Hashes the rest of the file, one buffer at a time; at its end, returns the size and the SHA-256 of the
+    /// whole file.
     pub(crate) fn hash_rest(
         &mut self,
         sink: &mut Sink,
@@ -303,7 +322,7 @@ impl FileReader {
             return Ok(Some((self.position.byte, digest(&self.position.hash))));
         };
         if self.gzip {
-            return source.rest(&mut sink.buffer);
+            return source.hash_rest(&mut sink.buffer);
         }
         let filled = match source.fill(hash_position.byte, &mut sink.buffer) {
             Ok(filled) => filled,

@@ -1,41 +1,42 @@
-//! A buffer to lines. A line that is longer than [`MAX_LINE_BYTES`] is told of once, by its beginning,
-//! and passed over without being kept.
+//! Splits a buffer into lines. A line longer than [`MAX_LINE_BYTES`] is reported once, by its first bytes,
+//! and skipped.
 
 /// The longest line that is read as a row.
 pub(crate) const MAX_LINE_BYTES: usize = 64 * 1024;
-/// How much of a longer line is shown.
+/// How many bytes of a longer line are reported.
 pub(crate) const SHOWN_BYTES: usize = 1_000;
 
-/// What comes next in a buffer.
+/// The next piece of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Piece<'a> {
     /// A line without its line break.
     Line(&'a [u8]),
-    /// The beginning of a line that is too long.
+    /// The first bytes of a line that is too long.
     TooLong(&'a [u8]),
 }
 
-/// Cuts a buffer into lines.
+/// The lines of a buffer.
 #[derive(Debug)]
 pub(crate) struct Lines<'a> {
     buffer: &'a [u8],
-    /// Everything before is done with.
+    /// Everything before this is consumed.
     consumed: usize,
-    /// Where the last piece began, and whether a line was being passed over there.
+    /// Where the last piece began.
     piece_start: usize,
+    /// Whether the rest of a line that is too long is being skipped.
     skipping: bool,
-    /// Whether the buffer ends where the file ends, for good.
+    /// Whether the buffer ends at the end of a complete file.
     last: bool,
 }
 
 impl<'a> Lines<'a> {
-    /// `skipping`: the buffer begins inside a line that is too long. `last`: nothing comes
-    /// behind it, so that what stands behind its last line break is a line too.
+    /// `skipping`: the buffer begins inside a line that is too long. `last`: nothing follows it, so that the
+    /// bytes after its last line break are a line too.
     pub(crate) fn new(buffer: &'a [u8], skipping: bool, last: bool) -> Lines<'a> {
         Lines { buffer, consumed: 0, piece_start: 0, skipping, last }
     }
 
-    /// The next line; None when more bytes are needed.
+    /// The next line; `None` if more bytes are needed.
     pub(crate) fn next(&mut self) -> Option<Piece<'a>> {
         if self.skipping {
             match memchr::memchr(b'\n', &self.buffer[self.consumed..]) {
@@ -65,7 +66,7 @@ impl<'a> Lines<'a> {
                 self.skipping = true;
                 Some(Piece::TooLong(&rest[..SHOWN_BYTES]))
             }
-            // alone, so that the place before it is known: it may become longer yet
+            // in a buffer of its own, so that the position before it is known: it may still become longer
             None if self.last && !rest.is_empty() && self.consumed == 0 => {
                 self.consumed = self.buffer.len();
                 Some(Piece::Line(rest.strip_suffix(b"\r").unwrap_or(rest)))
@@ -84,12 +85,12 @@ impl<'a> Lines<'a> {
         self.consumed
     }
 
-    /// Whether what comes next is the rest of a line that is too long.
+    /// Whether the next bytes are the rest of a line that is too long.
     pub(crate) fn skipping(&self) -> bool {
         self.skipping
     }
 
-    /// Takes the last piece back: it comes again next time.
+    /// Gives the last piece back: it will be returned again.
     pub(crate) fn unread(&mut self) {
         self.consumed = self.piece_start;
         self.skipping = false;
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_told_of_once_and_the_next_one_is_read() {
+    fn a_line_that_is_too_long_is_reported_once_and_the_next_one_is_read() {
         for extra in [1, 2, MAX_LINE_BYTES, MAX_LINE_BYTES * 5] {
             let mut text = vec![b'x'; MAX_LINE_BYTES + extra];
             text.extend_from_slice(b"\nnext\n");

@@ -1,23 +1,27 @@
-//! A place in a file.
+//! A position in a file.
 
 use sha2::{Digest, Sha256};
 
-/// A place in a file, and what was before it.
+/// A position in a file, and what was read before it.
 #[derive(Debug, Clone)]
 pub(crate) struct Position {
-    /// In the unpacked text.
+    /// Bytes before it, in the unpacked text.
     pub(crate) byte: u64,
+    /// Lines before it.
     pub(crate) line: u64,
     pub(crate) inside_long_line: bool,
+    /// Rows before it: accepted, refused.
     pub(crate) accepted: u64,
     pub(crate) refused: u64,
+    /// Size of the file of refused rows.
     pub(crate) refused_bytes: u64,
+    /// The SHA-256 of everything before it.
     pub(crate) hash: Sha256,
     /// The last bytes before it.
     pub(crate) last_bytes: LastBytes,
 }
 
-/// The last bytes before a place, as many as there are.
+/// The last bytes before a position; fewer at the beginning of a file, at the end of the array.
 pub(crate) type LastBytes = [u8; 64];
 
 impl Default for Position {
@@ -37,12 +41,12 @@ impl Default for Position {
 }
 
 impl Position {
-    /// Whether the last byte before it is in the middle of a line.
+    /// Whether it is in the middle of a line.
     pub(crate) fn is_mid_line(&self) -> bool {
         self.byte > 0 && self.last_bytes.last() != Some(&b'\n')
     }
 
-    /// Goes on over these bytes.
+    /// Moves over these bytes.
     pub(crate) fn advance(&mut self, bytes: &[u8]) {
         self.hash.update(bytes);
         self.byte += bytes.len() as u64;
@@ -53,7 +57,7 @@ impl Position {
     }
 }
 
-/// The digest so far, as text; the hash goes on.
+/// The digest so far, in hexadecimal; the hash can be continued.
 pub(crate) fn digest(hash: &Sha256) -> String {
     hex::encode(hash.clone().finalize())
 }

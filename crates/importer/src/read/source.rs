@@ -1,4 +1,4 @@
-//! The bytes of a file, unpacked where it is a `.csv.gz`.
+//! The bytes of a file, unpacked if it is a `.csv.gz`.
 
 use std::{
     fs::{File, Metadata},
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::read::position::digest;
 
-/// Which file it is, whatever its name.
+/// The identity of a file, independent of its name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) device: u64,
@@ -27,7 +27,7 @@ impl From<&Metadata> for Identity {
     }
 }
 
-/// A file, and when it was last written.
+/// A version of a file: its identity, size and modification time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileState {
     #[serde(flatten)]
@@ -45,28 +45,28 @@ impl From<&Metadata> for FileState {
     }
 }
 
-/// Why a file gives no bytes.
+/// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SourceError {
-    /// Its content is not what it should be, and won't get better.
+    /// Its content is corrupt.
     #[error("{0}")]
     Corrupt(String),
-    /// The system could not read it now.
+    /// The operating system could not read it now.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// What to do with a symbolic link.
+/// How to treat a symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Links {
-    /// Whoever may write to `input/` could otherwise have any file read that we may read, and its
-    /// first line shown.
+    /// Otherwise, users who may write to `input/` could read the first line of every file that the importer
+    /// may read.
     Refuse,
     Follow,
 }
 
-/// Opens a regular file. Anything else is an error, without ever waiting for it: opening a named pipe
-/// would wait for its writer.
+/// Opens a regular file. Anything else is an error, and never blocks: opening a named pipe would wait for its
+/// writer.
 pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
     let regular = |metadata: Metadata| {
         if metadata.is_file() { Ok(()) } else { Err(io::Error::other(format!("is {}", what(&metadata)))) }
@@ -83,8 +83,8 @@ pub(crate) fn open(path: &Path, links: Links) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether nothing has this name. When the system cannot say (no permission to search the directory,
-/// an error of the disk), the file counts as there.
+/// Whether no file has this name. If that is unknown (no permission to search the directory, a disk error),
+/// the file counts as present.
 pub(crate) fn is_gone(path: &Path) -> bool {
     matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
@@ -107,18 +107,18 @@ fn what(metadata: &Metadata) -> &'static str {
 
 /// An open file.
 pub(crate) enum Source {
-    /// Read at any place.
+    /// Can be read at any position.
     Plain(File),
-    /// Read from the front.
+    /// Can only be read from its beginning.
     Gzip(Box<Gzip>),
 }
 
 /// A file that is unpacked as it is read.
 pub(crate) struct Gzip {
     decoder: MultiGzDecoder<BufReader<Hashed>>,
-    /// Unpacked, but given back.
-    kept: Vec<u8>,
-    /// An error behind bytes that are read first.
+    /// Unpacked bytes that were given back.
+    unread: Vec<u8>,
+    /// An error that comes after the bytes read so far.
     error: Option<SourceError>,
     unpacked: u64,
 }
@@ -145,7 +145,7 @@ impl Source {
         }
         let hashed = Hashed { file, hash: Sha256::new(), bytes: 0 };
         let decoder = MultiGzDecoder::new(BufReader::with_capacity(64 * 1024, hashed));
-        Source::Gzip(Box::new(Gzip { decoder, kept: Vec::new(), error: None, unpacked: 0 }))
+        Source::Gzip(Box::new(Gzip { decoder, unread: Vec::new(), error: None, unpacked: 0 }))
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -155,8 +155,8 @@ impl Source {
         }
     }
 
-    /// Fills `buffer` from `position` on, as far as there is something. A `.gz` goes on from where
-    /// it is: what was not used must be given back first.
+    /// Fills `buffer` from `position` on, as far as there are bytes. A `.gz` continues where it is: bytes
+    /// that were not used must be given back first ([`Source::unread`]).
     pub(crate) fn fill(&mut self, position: u64, buffer: &mut [u8]) -> Result<usize, SourceError> {
         match self {
             Source::Plain(file) => {
@@ -175,20 +175,20 @@ impl Source {
         }
     }
 
-    /// Bytes that were read and not used.
+    /// Gives back bytes that were read and not used.
     pub(crate) fn unread(&mut self, bytes: &[u8]) {
         if let Source::Gzip(gzip) = self {
-            let behind = std::mem::take(&mut gzip.kept);
-            gzip.kept = [bytes, &behind].concat();
+            let following = std::mem::take(&mut gzip.unread);
+            gzip.unread = [bytes, &following].concat();
         }
     }
 
-    /// Whether an error stands behind what was read so far.
+    /// Whether an error comes after the bytes read so far.
     pub(crate) fn has_error(&self) -> bool {
         matches!(self, Source::Gzip(gzip) if gzip.error.is_some())
     }
 
-    /// That error.
+    /// Takes that error.
     pub(crate) fn take_error(&mut self) -> Option<SourceError> {
         match self {
             Source::Plain(_) => None,
@@ -196,7 +196,7 @@ impl Source {
         }
     }
 
-    /// Bytes of the file, as it is, that were read so far.
+    /// Packed bytes of a `.gz` that were read so far.
     pub(crate) fn packed_bytes_read(&self) -> Option<u64> {
         match self {
             Source::Plain(_) => None,
@@ -204,9 +204,9 @@ impl Source {
         }
     }
 
-    /// For a `.gz`: reads on to the end of the file as it is, to `buffer.len()` bytes at a time;
-    /// then its size and its SHA-256. A plain file has none that its reader doesn't know.
-    pub(crate) fn rest(&mut self, buffer: &mut [u8]) -> io::Result<Option<(u64, String)>> {
+    /// For a `.gz`: hashes the rest of the packed file, up to `buffer.len()` bytes at a time; at its end,
+    /// returns its size and SHA-256. (Those of a plain file are known to its reader.)
+    pub(crate) fn hash_rest(&mut self, buffer: &mut [u8]) -> io::Result<Option<(u64, String)>> {
         match self {
             Source::Plain(_) => Ok(Some((0, String::new()))),
             Source::Gzip(gzip) => {
@@ -222,9 +222,9 @@ impl Source {
 
 impl Gzip {
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
-        let mut filled = self.kept.len().min(buffer.len());
-        buffer[..filled].copy_from_slice(&self.kept[..filled]);
-        self.kept.drain(..filled);
+        let mut filled = self.unread.len().min(buffer.len());
+        buffer[..filled].copy_from_slice(&self.unread[..filled]);
+        self.unread.drain(..filled);
         if self.error.is_some() && filled == 0 {
             return self.error.take().map_or(Ok(0), Err);
         }
@@ -248,15 +248,15 @@ impl Gzip {
         Ok(filled)
     }
 
-    /// The decoder's errors are its own, unless the system gave them.
+    /// Tells errors of the decoder from those of the operating system.
     fn explain(&self, error: io::Error) -> SourceError {
         let unpacked = self.unpacked;
         match error.kind() {
             _ if error.raw_os_error().is_some() => SourceError::Io(error),
-            io::ErrorKind::UnexpectedEof => SourceError::Corrupt(format!(
-                "the gzip file is truncated: it breaks off behind byte {unpacked} unpacked"
-            )),
-            _ => SourceError::Corrupt(format!("the gzip file is broken behind byte {unpacked} unpacked: {error}")),
+            io::ErrorKind::UnexpectedEof => {
+                SourceError::Corrupt(format!("the gzip file is truncated after {unpacked} unpacked bytes"))
+            }
+            _ => SourceError::Corrupt(format!("the gzip file is corrupt after {unpacked} unpacked bytes: {error}")),
         }
     }
 }

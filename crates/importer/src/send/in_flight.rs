@@ -1,6 +1,6 @@
-//! What is on its way to Kafka. Records are counted in chunks, not one by one: a chunk has a slot,
-//! every record carries its slot's number, and an acknowledgement counts the slot down. The chunks of
-//! one file are done in the order in which they were closed; files do not wait for each other.
+//! Records in flight to Kafka. They are counted by chunk: a chunk has a slot, every record carries the number
+//! of its slot, and an acknowledgement counts the slot down. The chunks of a file complete in the order in
+//! which they were closed; files do not wait for each other.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,11 +12,11 @@ use std::{
     time::Instant,
 };
 
-/// How many chunks may be on their way.
+/// How many chunks may be in flight.
 const MAX_CHUNKS: usize = 16 * 1024;
 
-/// Shared with the client's callback, which runs on the same thread: so a load and a store do
-/// where threads would need an atomic addition.
+/// Shared with the client's callback. That runs on the same thread, so a load and a store are enough where
+/// several threads would need an atomic addition.
 #[derive(Debug)]
 pub(crate) struct Slots {
     pending: Box<[Pending]>,
@@ -34,7 +34,7 @@ struct Pending {
 }
 
 impl Slots {
-    /// One record of the slot, of so many bytes, is acknowledged.
+    /// One record of the slot, of `bytes` bytes, is acknowledged.
     pub(crate) fn acknowledge(&self, slot: usize, bytes: usize) {
         let pending = &self.pending[slot];
         let left = pending.records.load(Relaxed).saturating_sub(1);
@@ -56,7 +56,7 @@ impl Slots {
     }
 }
 
-/// Chunks on their way; each carries what it stands for.
+/// Chunks in flight; each carries a value of the caller.
 #[derive(Debug)]
 pub(crate) struct InFlight<T> {
     slots: Arc<Slots>,
@@ -71,7 +71,7 @@ pub(crate) struct InFlight<T> {
     sent_bytes: u64,
 }
 
-/// Chunks, records and bytes: what is on its way, or may be.
+/// Chunks, records and bytes that are in flight, or that there is room for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) chunks: u64,
@@ -110,7 +110,7 @@ impl<T> InFlight<T> {
         self.slots.clone()
     }
 
-    /// Whether no chunk can be begun until one is done.
+    /// Whether no chunk can be opened until one is complete.
     pub(crate) fn is_full(&self) -> bool {
         self.free.is_empty()
     }
@@ -120,7 +120,7 @@ impl<T> InFlight<T> {
         self.open
     }
 
-    /// A record of the open chunk, of so many bytes, is on its way.
+    /// A record of the open chunk, of `bytes` bytes, is in flight.
     pub(crate) fn sent(&mut self, slot: usize, bytes: usize) {
         let pending = &self.slots.pending[slot];
         pending.records.store(pending.records.load(Relaxed) + 1, Relaxed);
@@ -129,10 +129,10 @@ impl<T> InFlight<T> {
         self.sent_bytes += bytes as u64;
     }
 
-    /// Closes the open chunk: it is done when all of its records are acknowledged, and all chunks of
-    /// its file that were closed before. There must be room ([`InFlight::is_full`]).
+    /// Closes the open chunk: it is complete when all of its records are acknowledged, and all chunks of its
+    /// file that were closed before are complete. There must be room ([`InFlight::is_full`]).
     pub(crate) fn close(&mut self, file: u64, value: T) {
-        let next = self.free.pop().expect("room, which the caller has looked for");
+        let next = self.free.pop().expect("the caller checks is_full");
         let slot = mem::replace(&mut self.open, next);
         self.files[slot] = Some(file);
         self.closed.entry(file).or_default().push_back(Closed { slot, at: Instant::now(), value });
@@ -141,11 +141,11 @@ impl<T> InFlight<T> {
         }
     }
 
-    /// The next chunk that is done.
+    /// The next chunk that is complete.
     pub(crate) fn next_done(&mut self) -> Option<T> {
         let emptied = mem::take(&mut *self.slots.emptied.lock().unwrap_or_else(PoisonError::into_inner));
         for slot in emptied {
-            // none: it is being filled, or was done with the one before
+            // `None`: it is being filled, or was completed together with the one before
             let Some(file) = self.files[slot] else { continue };
             let Some(chunks) = self.closed.get_mut(&file) else { continue };
             while let Some(chunk) = chunks.pop_front_if(|chunk| !self.slots.is_pending(chunk.slot)) {
@@ -160,14 +160,14 @@ impl<T> InFlight<T> {
         self.done.pop_front()
     }
 
-    /// What the chunk of a slot stands for, and its file; None for the one that is being filled.
+    /// The file and the value of the chunk in a slot; `None` for the one that is being filled.
     pub(crate) fn chunk_in_slot(&self, slot: usize) -> Option<(u64, &T)> {
         let file = self.files[slot]?;
         let chunk = self.closed.get(&file)?.iter().find(|chunk| chunk.slot == slot)?;
         Some((file, &chunk.value))
     }
 
-    /// Since when the file's first chunk waits for its acknowledgement.
+    /// Since when the file's first chunk has been waiting for its acknowledgement.
     pub(crate) fn waiting_since(&self, file: u64) -> Option<Instant> {
         Some(self.closed.get(&file)?.front()?.at)
     }
@@ -177,7 +177,7 @@ impl<T> InFlight<T> {
         self.closed.values().filter(|chunks| chunks.front().is_some_and(|chunk| chunk.at < time)).count()
     }
 
-    /// What a file has on its way, without the open chunk.
+    /// What a file has in flight, without the open chunk.
     pub(crate) fn usage_of(&self, file: u64) -> Usage {
         let mut usage = Usage::default();
         for chunk in self.closed.get(&file).into_iter().flatten() {
@@ -189,22 +189,22 @@ impl<T> InFlight<T> {
         usage
     }
 
-    /// How many further chunks can be begun.
+    /// How many further chunks can be opened.
     pub(crate) fn free_chunks(&self) -> u64 {
         self.free.len() as u64
     }
 
-    /// Bytes of records on their way.
+    /// Bytes of records in flight.
     pub(crate) fn bytes(&self) -> u64 {
         self.sent_bytes - self.slots.acknowledged_bytes.load(Relaxed)
     }
 
-    /// Whether nothing is on its way.
+    /// Whether nothing is in flight.
     pub(crate) fn is_empty(&self) -> bool {
         self.closed.is_empty()
     }
 
-    /// Records on their way.
+    /// Records in flight.
     pub(crate) fn records(&self) -> u64 {
         self.sent - self.acknowledged()
     }
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_of_a_file_are_done_in_order_and_only_when_all_of_their_records_are_acknowledged() {
+    fn chunks_of_a_file_complete_in_order_and_only_when_all_of_their_records_are_acknowledged() {
         let mut in_flight = InFlight::new();
         let first = in_flight.open_slot();
         in_flight.sent(first, 10);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_used_again_and_never_twice_at_a_time() {
+    fn slots_are_reused_and_never_shared() {
         let mut in_flight = InFlight::new();
         let mut open = VecDeque::new();
         for number in 0..MAX_CHUNKS * 3 {

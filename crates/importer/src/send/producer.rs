@@ -1,5 +1,4 @@
-//! The producer: sends records, counts acknowledgements by chunk, and tells of failures. One
-//! thread only; the client's callbacks run inside [`Producer::poll`].
+//! The producer: sends records, counts acknowledgements by chunk, and collects failures. One thread only; the client's callbacks run inside [`Producer::poll`].
 
 use std::{
     collections::BTreeMap,
@@ -28,39 +27,39 @@ use crate::send::{
     topic_limits::TopicLimits,
 };
 
-/// How long to wait for something to happen, at a time.
+/// How often the client is polled while waiting.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
-/// How long what is on its way may take to arrive after a failure.
+/// How long to wait after a failure for records that may still be acknowledged.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the client tells how far each partition is.
+/// How often the client reports the state of each partition.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why records did not arrive. The producer is of no use afterwards: [`Producer::replace`].
+/// Why records were not delivered. The producer cannot be used afterwards: [`Producer::replace`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Failures {
-    /// Slots of records that Kafka has refused, and why: the first reason of each.
+    /// Slots with records that Kafka has refused, and the first reason of each.
     pub(crate) records: BTreeMap<usize, RDKafkaErrorCode>,
     /// The producer as a whole has failed.
     pub(crate) producer: Option<RDKafkaErrorCode>,
 }
 
-/// What became of a record.
+/// The result of sending a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SendResult {
-    /// It is on its way.
+    /// It is in flight.
     Sent,
     /// There is no room now.
     QueueFull,
-    /// Nothing goes any more: see [`Producer::failures`].
+    /// The producer has failed: see [`Producer::failures`].
     Failed,
 }
 
-/// The callbacks' side.
+/// The state that the client's callbacks update.
 struct DeliveryContext {
     slots: Arc<Slots>,
     failed: AtomicBool,
     failures: Mutex<Failures>,
-    /// Records that will not arrive: refused, or taken back.
+    /// Records that will not be acknowledged: refused, or purged.
     lost: AtomicU64,
     partitions: Mutex<PartitionHealth>,
 }
@@ -70,7 +69,7 @@ impl DeliveryContext {
     fn fail(&self, code: RDKafkaErrorCode, slot: Option<usize>) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         match (code, slot) {
-            // these records were in the company of the one that is at fault
+            // consequences of another record's failure
             (
                 RDKafkaErrorCode::PurgeQueue
                 | RDKafkaErrorCode::PurgeInflight
@@ -118,37 +117,37 @@ impl ProducerContext for DeliveryContext {
     }
 }
 
-/// How much the client takes.
+/// How much the client's queue can hold.
 #[derive(Debug, Clone, Copy)]
 struct Capacity {
     records: u64,
-    /// Of payloads: it does not count keys and headers.
+    /// Of payloads; keys and headers are not counted.
     bytes: u64,
 }
 
-/// A producer and what it has on its way.
+/// A producer and its records in flight.
 pub(crate) struct Producer<T> {
     kafka: KafkaSettings,
     producer: BaseProducer<DeliveryContext>,
     limits: TopicLimits,
     in_flight: InFlight<T>,
     capacity: Capacity,
-    /// Since when a failed producer is given time for what can still arrive.
+    /// Since when a failed producer waits for records that may still be acknowledged.
     draining: Option<Instant>,
-    /// The time records are stamped with, in milliseconds since 1970: read now and then.
+    /// The timestamp of records, in milliseconds since 1970: read once a step.
     clock: i64,
 }
 
 impl<T> Producer<T> {
-    /// Blocks while it asks Kafka for its limits.
+    /// Blocks for a few seconds at most, while it asks Kafka for the topics' limits.
     pub(crate) fn new(kafka: &KafkaSettings) -> Result<Producer<T>> {
         let (in_flight, limits) = (InFlight::new(), TopicLimits::query(kafka));
         let (producer, capacity) = create_producer(kafka, &limits, in_flight.slots())?;
         Ok(Producer { kafka: kafka.clone(), producer, limits, in_flight, capacity, draining: None, clock: 0 })
     }
 
-    /// After a failure: whether all that could still be acknowledged is. What is queued is taken back;
-    /// what Kafka has already been sent may well arrive, and need not be sent again.
+    /// After a failure: whether everything that could still be acknowledged is. Queued records are purged;
+    /// those that were sent to Kafka may still be acknowledged, and then need not be sent again.
     pub(crate) fn is_drained(&mut self) -> bool {
         let since = *self.draining.get_or_insert_with(|| {
             self.producer.purge(PurgeConfig::default().queue());
@@ -157,30 +156,30 @@ impl<T> Producer<T> {
         self.in_flight.records() <= self.producer.context().lost.load(Relaxed) || since.elapsed() > DRAIN_TIMEOUT
     }
 
-    /// Starts again with a new producer after a failure: what was on its way is forgotten, and is the
-    /// caller's to send again. `ask`: the limits may have changed, and Kafka is asked for them again.
-    pub(crate) fn replace(&mut self, ask: bool) -> Result<()> {
+    /// Starts again with a new producer after a failure. Records in flight are forgotten, and the caller
+    /// sends them again. `refresh_limits`: the topics' limits may have changed.
+    pub(crate) fn replace(&mut self, refresh_limits: bool) -> Result<()> {
         self.in_flight = InFlight::new();
         self.draining = None;
         self.producer.purge(PurgeConfig::default().queue().inflight());
-        if ask {
+        if refresh_limits {
             self.limits = TopicLimits::query(&self.kafka);
         }
         (self.producer, self.capacity) = create_producer(&self.kafka, &self.limits, self.in_flight.slots())?;
         Ok(())
     }
 
-    /// Whether a topic takes a record of this size.
+    /// Whether a topic accepts a record of this size.
     pub(crate) fn fits(&self, topic: &str, bytes: usize) -> bool {
         self.limits.fits(topic, bytes, 0)
     }
 
-    /// Whether the errors topic takes this refusal.
+    /// Whether the errors topic accepts this dead letter.
     pub(crate) fn fits_dead_letter(&self, letter: &Message) -> bool {
         self.limits.fits(&letter.topic, letter.size(), letter.all_headers().count())
     }
 
-    /// How much more there is room for.
+    /// The room that is left.
     pub(crate) fn room(&self) -> Usage {
         Usage {
             chunks: self.in_flight.free_chunks(),
@@ -189,28 +188,28 @@ impl<T> Producer<T> {
         }
     }
 
-    /// Whether a record may use the room that there is: what is left of the bytes is for small ones.
+    /// Whether there is room for a record; the last bytes are reserved for small ones.
     fn has_room(&self, bytes: usize) -> bool {
         bytes <= SMALL_RECORD_BYTES
             || self.in_flight.bytes() + bytes as u64 <= self.capacity.bytes.saturating_sub(RESERVED.bytes)
     }
 
-    /// Partitions that take nothing, though records wait for them.
+    /// Partitions that accept nothing although records wait for them.
     pub(crate) fn stuck_partitions(&self) -> Vec<String> {
         self.producer.context().partitions.lock().unwrap_or_else(PoisonError::into_inner).stuck()
     }
 
-    /// Where refusals go.
+    /// The topic of dead letters.
     pub(crate) fn errors_topic(&self) -> &str {
         &self.kafka.errors_topic
     }
 
-    /// Where the events of a type go.
+    /// The topic of an event type.
     pub(crate) fn topic_of(&self, event_type: &EventType) -> &str {
         self.kafka.topic_of(event_type)
     }
 
-    /// Reads the clock for the records that follow.
+    /// Sets the timestamp of the records that follow.
     pub(crate) fn update_clock(&mut self) {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.clock = i64::try_from(since.as_millis()).unwrap_or_default();
@@ -227,7 +226,7 @@ impl<T> Producer<T> {
         self.record_result(slot, payload.len(), sent.map_err(|(error, _)| error))
     }
 
-    /// Sends a refusal to the errors topic as part of the open chunk.
+    /// Sends a dead letter to the errors topic as part of the open chunk.
     pub(crate) fn send_dead_letter(&mut self, letter: &Message) -> SendResult {
         if !self.has_room(letter.payload.len()) {
             return SendResult::QueueFull;
@@ -265,11 +264,11 @@ impl<T> Producer<T> {
         self.in_flight.close(file, value);
     }
 
-    /// Lets the client's callbacks run for what has happened.
+    /// Runs the client's callbacks for everything that has happened.
     pub(crate) fn poll(&self) {
         loop {
             let before = self.in_flight.acknowledged();
-            // one event at a time: the acknowledgement of a request, with all of its records
+            // serves one event at a time: the acknowledgement of a request, with all of its records
             self.producer.poll(Duration::ZERO);
             if self.in_flight.acknowledged() == before {
                 return;
@@ -277,35 +276,35 @@ impl<T> Producer<T> {
         }
     }
 
-    /// Waits a moment for something to happen. The client's own way to wait for a millisecond or
-    /// two keeps the processor busy all the time, since it counts in whole milliseconds.
+    /// Waits for one [`POLL_INTERVAL`]. The client's own wait for a millisecond or two is a busy loop, since it
+    /// counts in whole milliseconds.
     pub(crate) fn wait(&self) {
         std::thread::sleep(POLL_INTERVAL);
         self.poll();
     }
 
-    /// The next chunk all of whose records are acknowledged, in the order of their closing.
+    /// The next chunk all of whose records are acknowledged.
     pub(crate) fn next_done(&mut self) -> Option<T> {
         self.in_flight.next_done()
     }
 
-    /// What is on its way.
+    /// The records in flight.
     pub(crate) fn in_flight(&self) -> &InFlight<T> {
         &self.in_flight
     }
 
-    /// Whether something went wrong.
+    /// Whether the producer has failed.
     pub(crate) fn failed(&self) -> bool {
         self.producer.context().failed.load(Relaxed)
     }
 
-    /// What went wrong.
+    /// Why the producer has failed.
     pub(crate) fn failures(&self) -> Failures {
         self.producer.context().failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A producer, and how much it takes.
+/// A producer, and the capacity of its queue.
 fn create_producer(
     kafka: &KafkaSettings,
     limits: &TopicLimits,
@@ -319,7 +318,7 @@ fn create_producer(
         bytes: number("queue.buffering.max.kbytes").map_or(u64::MAX, |kib| kib * 1024),
     };
     config.set("batch.size", batch.min(limits.smallest()).to_string());
-    // a row alone need not wait for company; when there are many, they wait for those before them
+    // a single row is sent at once; many rows are batched while the requests before them are in flight
     config.set("linger.ms", "0");
     config.set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string());
     let context = DeliveryContext {

@@ -1,13 +1,13 @@
-//! `rejected/NAME.csv`: the original lines with the reason in a further column, `error`. It can be
-//! corrected and dropped in again as it is; an `error` column that is there already is replaced.
+//! The format of `rejected/NAME.csv`: the original lines with the reason in an additional column, `error`. The
+//! file can be corrected and imported as it is; an existing `error` column is replaced.
 
-/// The header of a file of refused rows, from the header of the file they stood in.
+/// Writes the header of a file of refused rows, from the header of the original file.
 pub(crate) fn write_header(out: &mut Vec<u8>, line: &[u8], ends_in_error: bool) {
     out.extend_from_slice(line);
     out.extend_from_slice(if ends_in_error { b"\n" } else { b",error\n" });
 }
 
-/// A refused row. `width` is how many fields the header has.
+/// Writes a refused row. `width`: the number of fields of the header.
 pub(crate) fn write_row(out: &mut Vec<u8>, line: &[u8], reason: &str, ends_in_error: bool, width: usize) {
     out.extend_from_slice(if ends_in_error { without_error(line, width) } else { line });
     out.extend_from_slice(b",\"");
@@ -37,7 +37,7 @@ fn without_error(line: &[u8], width: usize) -> &[u8] {
     if !quoted {
         return if fields >= width { &line[..last_comma] } else { line };
     }
-    // a quote stands open somewhere, but our own reason is at the end: in quotes, its quotes doubled
+    // a quote is never closed, but a reason of ours may be at the end: in quotes, its quotes doubled
     own_reason(line).map_or(line, |comma| &line[..comma])
 }
 
@@ -65,12 +65,12 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_stands_in_a_further_column() {
+    fn the_reason_is_in_an_additional_column() {
         assert_eq!(rejected("a,b", r#"b: "b" is bad"#, false), "a,b,\"b: \"\"b\"\" is bad\"\n");
     }
 
     #[test]
-    fn a_reason_that_is_there_already_is_replaced() {
+    fn an_existing_reason_is_replaced() {
         for line in [r#"a,b,"an ""old"" one, or two""#, "a,b,old", "a,b", "a,b,", "a,b,\"\""] {
             assert_eq!(rejected(line, "new", true), "a,b,\"new\"\n", "{line}");
         }

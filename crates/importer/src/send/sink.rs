@@ -1,4 +1,5 @@
-//! What all files use in turn: one producer, one buffer. And what to do when the producer fails.
+//! What all files share: one producer and one buffer, and the room in flight that each file may use. And what
+//! to do when the producer fails.
 
 use std::time::Duration;
 
@@ -14,36 +15,37 @@ use crate::{
     },
 };
 
-/// How much of a file is read at a time: the longest line and more.
+/// How much of a file is read at a time: more than the longest line.
 pub(crate) const BUFFER_BYTES: usize = 256 * 1024;
-/// How many records a file may have on their way while a partition takes nothing.
+/// How many records a file may have in flight while a partition accepts nothing.
 const MAX_RECORDS_HELD_BACK: u64 = 100;
-/// What is left to files that have nothing on their way: a small record of each of the files that may
-/// be begun at a time ([`MAX_ACTIVE_FILES`]), and the bytes of a buffer that was begun when there were enough.
+/// Room for files that have nothing in flight: a small record of each of [`MAX_ACTIVE_FILES`], and the bytes of
+/// a buffer that was started while there was enough room.
 pub(crate) const RESERVED: Usage = Usage { chunks: MAX_ACTIVE_FILES, records: MAX_ACTIVE_FILES, bytes: 7 << 20 };
-/// How many files are begun at a time.
+/// How many files are imported at the same time.
 pub(crate) const MAX_ACTIVE_FILES: u64 = 10_000;
-/// Bytes of a small record, at most.
+/// The largest small record.
 pub(crate) const SMALL_RECORD_BYTES: usize = 512;
+/// The longest pause before a new producer is used.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// What a chunk stands for: the part of a file up to `mark`.
+/// The part of a file up to `position`, which is acknowledged as a whole.
 #[derive(Debug, Clone)]
 pub(crate) struct Chunk {
     pub(crate) file: u64,
-    /// Where its last line begins: in a chunk of a single record, that one's row. What else is in
-    /// it (blank lines, the rest of a line that is too long) stands before.
+    /// Where its last line begins. In a chunk with a single record, that is the record's row: anything else
+    /// in it (blank lines, the rest of a line that is too long) comes before.
     pub(crate) last_line: u64,
     pub(crate) position: Position,
 }
 
-/// What all files use in turn.
+/// What all files share.
 pub(crate) struct Sink {
     pub(crate) producer: Producer<Chunk>,
     pub(crate) buffer: Vec<u8>,
     pub(crate) row: Row,
     pub(crate) refused: Vec<u8>,
-    /// Some partition takes nothing.
+    /// Some partition accepts nothing.
     pub(crate) hold_back: bool,
     /// How many records the next step may send.
     pub(crate) budget: u64,
@@ -51,14 +53,14 @@ pub(crate) struct Sink {
     failures: u32,
 }
 
-/// What follows from a failure: everything that is not acknowledged is to be sent again.
+/// What to do after a failure: everything that is not acknowledged has to be sent again.
 #[derive(Debug)]
 pub(crate) struct Recovery {
-    /// Chunks with a record that Kafka has refused for a reason of its own.
+    /// Chunks with a record that Kafka has refused because of the record itself.
     pub(crate) refused: Vec<(Chunk, RDKafkaErrorCode)>,
     /// How long to wait first.
     pub(crate) pause: Duration,
-    /// Whether a topic is not there (any more).
+    /// Whether a topic is missing.
     pub(crate) no_topic: bool,
     /// For people.
     pub(crate) reason: String,
@@ -77,15 +79,15 @@ impl Sink {
         }
     }
 
-    /// The next chunk that is acknowledged whole.
+    /// The next chunk that is acknowledged as a whole.
     pub(crate) fn next_done(&mut self) -> Option<Chunk> {
         let chunk = self.producer.next_done()?;
         self.failures = 0;
         Some(chunk)
     }
 
-    /// Starts again with a new producer, if this one has failed and what could still be acknowledged
-    /// is. The caller takes that first.
+    /// Starts again with a new producer, if this one has failed and everything that could still be
+    /// acknowledged is; the caller has taken those chunks before.
     pub(crate) fn recover(&mut self) -> Result<Option<Recovery>> {
         if !self.producer.failed() || !self.producer.is_drained() {
             return Ok(None);
@@ -113,16 +115,16 @@ impl Sink {
             self.failures += 1;
             Duration::from_millis(250).saturating_mul(1 << self.failures.min(10)).min(MAX_PAUSE)
         };
-        // refused for another reason than its size: the limits are what they were
+        // only a record refused because of its size means that the limits may be other ones
         self.producer.replace(!pause.is_zero() || codes().any(is_about_size))?;
         Ok(Some(Recovery { refused, pause, no_topic, reason: code.to_string() }))
     }
 }
 
-/// How many more records a file may send that has `own` on its way, where there is room for `free` of
-/// all files. A file may have twice as much as is left to the others, and a file with nothing on its way
-/// may always send one record, for which room is reserved. So however many files wait for a partition
-/// that takes nothing, the others go on. `hold_back`: there is such a partition.
+/// How many more records a file with `own` in flight may send, if there is room for `free` in total. A file may
+/// use twice as much as it leaves to the others, and a file with nothing in flight may always send one
+/// record, for which room is reserved. So the others continue, however many files wait for a partition that
+/// accepts nothing. `hold_back`: there is such a partition.
 pub(crate) fn budget(free: Usage, own: Usage, hold_back: bool) -> u64 {
     let share = |free: u64, reserved: u64| free.saturating_sub(reserved).saturating_mul(2);
     let most = share(free.records, RESERVED.records).min(if hold_back { MAX_RECORDS_HELD_BACK } else { u64::MAX });
@@ -131,8 +133,8 @@ pub(crate) fn budget(free: Usage, own: Usage, hold_back: bool) -> u64 {
     left.max(u64::from(own.chunks == 0))
 }
 
-/// Whether Kafka has refused a record for what it is, or for where it goes: sent again, it would be
-/// refused again, and nothing else would be.
+/// Whether Kafka has refused a record because of its content or its topic: it would be refused again, and only
+/// it.
 fn is_about_a_record(code: RDKafkaErrorCode) -> bool {
     is_about_size(code)
         || matches!(
@@ -156,7 +158,7 @@ mod tests {
 
     const ALL: Usage = Usage { chunks: 16_383, records: 50_000, bytes: 16 << 20 };
 
-    /// Ten thousand files, one after the other, each send until they may not.
+    /// Ten thousand files, one after the other, each send as much as they may.
     fn send_all(hold_back: bool, records: u64, bytes: u64) {
         let mut free = ALL;
         for file in 0..MAX_ACTIVE_FILES {
@@ -180,9 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn however_many_files_are_stuck_there_is_room_for_others() {
+    fn there_is_room_for_other_files_however_many_are_stuck() {
         for hold_back in [false, true] {
-            // records, chunks and bytes are what there is too little of
+            // limited by records, by chunks, and by bytes
             send_all(hold_back, 100, 100);
             send_all(hold_back, 1, 1);
             send_all(hold_back, 100, SMALL_RECORD_BYTES as u64);

@@ -1,4 +1,4 @@
-//! How large a record each topic takes: its `max.message.bytes`, asked for once.
+//! How large a record each topic accepts: its `max.message.bytes`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -8,11 +8,11 @@ use rdkafka::{
 };
 use runtime::KafkaSettings;
 
-/// Kafka's default.
+/// Kafka's default for `max.message.bytes`.
 const DEFAULT_MAX_BYTES: usize = 1_048_588;
-/// What Kafka adds to a batch of one record, at most: its header, lengths, times.
+/// What Kafka adds to a batch of one record, at most: its header, lengths, timestamps.
 const BATCH_OVERHEAD: usize = 100;
-/// What it adds to each of a record's headers.
+/// What Kafka adds to each header of a record.
 const HEADER_OVERHEAD: usize = 10;
 
 /// `max.message.bytes` by topic.
@@ -22,8 +22,8 @@ pub(crate) struct TopicLimits {
 }
 
 impl TopicLimits {
-    /// Asks the broker. What it does not say is taken to be Kafka's default. Blocks for a few seconds
-    /// at most.
+    /// Asks the broker; for a topic that it does not describe, assumes Kafka's default. Blocks for a few
+    /// seconds at most.
     pub(crate) fn query(kafka: &KafkaSettings) -> TopicLimits {
         let names = kafka.all_topics();
         let asked = runtime::kafka::client(kafka, "onhand-importer").create();
@@ -58,13 +58,13 @@ impl TopicLimits {
         limits
     }
 
-    /// Whether a record of this topic fits, as it is before it is compressed.
+    /// Whether the topic accepts a record of this size, before compression.
     pub(crate) fn fits(&self, topic: &str, bytes: usize, headers: usize) -> bool {
         bytes + BATCH_OVERHEAD + headers * HEADER_OVERHEAD
             <= self.topics.get(topic).copied().unwrap_or(DEFAULT_MAX_BYTES)
     }
 
-    /// The largest batch that every topic takes.
+    /// The largest batch that every topic accepts.
     pub(crate) fn smallest(&self) -> usize {
         self.topics.values().copied().min().unwrap_or(DEFAULT_MAX_BYTES).max(1)
     }

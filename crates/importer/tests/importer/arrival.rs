@@ -1,4 +1,4 @@
-//! How files come: copied, moved, written slowly, watched or not.
+//! How files arrive: copied, moved, written slowly, with and without the watcher.
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use std::{
 use crate::fixture::{Fixture, HEADER, csv, gzip, row};
 
 #[test]
-fn a_row_becomes_a_record_and_a_bad_row_comes_back() {
+fn a_row_becomes_a_record_and_an_invalid_row_a_refusal() {
     let fixture = Fixture::started();
     fixture.drop_in("a.csv", csv([4]) + "\nbad\n" + &row(5).replace(",6", ",0") + "\n");
     let receipt = fixture.receipt("done", "a.csv");
@@ -47,7 +47,7 @@ fn a_row_becomes_a_record_and_a_bad_row_comes_back() {
     ));
 }
 
-/// What the quickest of some attempts takes: a busy machine may hold anything up.
+/// The shortest of several attempts: on a busy machine anything may be delayed.
 fn quickest(mut attempt: impl FnMut(usize) -> Duration) -> Duration {
     (0..10).map(&mut attempt).min().expect("an attempt")
 }
@@ -92,7 +92,7 @@ fn a_row_is_on_its_topic_within_milliseconds() {
         .collect();
     times.sort();
     println!("fastest {:?}, median {:?}", times[0], times[times.len() / 2]);
-    // a busy machine may hold anything up: the fastest ones show what stands in the way
+    // on a busy machine anything may be delayed: the fastest attempts show what the importer needs
     assert!(times[3] < Duration::from_millis(5), "{times:?}");
 }
 
@@ -107,7 +107,7 @@ fn a_file_that_is_written_slowly_is_read_as_it_grows_and_finished_once() {
         file.write_all(first.as_bytes()).expect("written");
         file.flush().expect("written");
         if number == 3 {
-            // longer than the file may be quiet: but we still have it open
+            // longer than the quiet period, but the file is still open for writing
             let until = Instant::now() + Duration::from_millis(700);
             fixture.wait("some time", || (Instant::now() > until).then_some(()));
         }
@@ -138,13 +138,13 @@ fn without_the_watcher_the_scan_alone_finds_everything() {
         assert_eq!(fixture.counts("done", &name), (4, 4, 0, None));
         complete.elapsed()
     });
-    // IMPORT_QUIET_MS, and the time to notice that it was written to
+    // IMPORT_QUIET_MS, and the time to notice that the file was written to
     assert!(time < Duration::from_millis(700), "{time:?}");
     assert_eq!(fixture.numbers(), (0..43).collect::<Vec<_>>());
 }
 
 #[test]
-fn hidden_and_temporary_names_are_left_alone_until_they_are_renamed() {
+fn hidden_and_temporary_files_are_ignored_until_they_are_renamed() {
     let fixture = Fixture::started();
     let names = [".x.csv", "x.csv.part", "x.csv.tmp", "x.csv~", "x.txt"];
     for (number, name) in names.iter().enumerate() {
@@ -162,7 +162,7 @@ fn hidden_and_temporary_names_are_left_alone_until_they_are_renamed() {
 }
 
 #[test]
-fn columns_in_any_order_a_byte_order_mark_and_line_breaks_of_any_kind_are_fine() {
+fn columns_in_any_order_a_byte_order_mark_and_any_line_breaks_are_accepted() {
     let fixture = Fixture::started();
     fixture.drop_in(
         "a.csv",
@@ -176,7 +176,7 @@ fn columns_in_any_order_a_byte_order_mark_and_line_breaks_of_any_kind_are_fine()
 }
 
 #[test]
-fn strange_names_are_names() {
+fn unusual_file_names_are_imported() {
     let fixture = Fixture::started();
     let long = format!("{}.csv", "ü".repeat(125));
     let names = [
@@ -202,7 +202,7 @@ fn strange_names_are_names() {
 }
 
 #[test]
-fn a_name_that_was_there_before_gets_a_number() {
+fn a_name_that_is_taken_gets_a_number() {
     let fixture = Fixture::started();
     for number in 0..3 {
         fixture.drop_in("daily.csv", csv([number]));
@@ -213,7 +213,7 @@ fn a_name_that_was_there_before_gets_a_number() {
 }
 
 #[test]
-fn a_rejected_file_that_was_corrected_imports_just_those_rows() {
+fn a_corrected_file_of_refused_rows_imports_only_those_rows() {
     let fixture = Fixture::started();
     fixture.drop_in(
         "a.csv",

@@ -1,4 +1,4 @@
-//! What cannot go on is reported until it can, and holds up nothing else.
+//! Whatever is blocked is reported until it is not, and blocks nothing else.
 
 use std::{
     fs,
@@ -12,12 +12,12 @@ use sha2::{Digest, Sha256};
 
 use crate::fixture::{Fixture, csv};
 
-/// A free port of this machine.
+/// An address with a free port.
 fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").to_string()
 }
 
-/// What `/health` answers.
+/// The answer of `/health`.
 fn health(address: &str) -> String {
     let mut answer = String::new();
     if let Ok(mut stream) = TcpStream::connect(address) {
@@ -27,14 +27,14 @@ fn health(address: &str) -> String {
     answer
 }
 
-/// Where the refused rows of a file are kept while it is read.
+/// Where the refused rows of a file are collected while it is read.
 fn part_of(fixture: &Fixture, name: &str) -> std::path::PathBuf {
     let key: String = Sha256::digest(name)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     fixture.path(format!("rejected/.{key}.part"))
 }
 
 #[test]
-fn while_done_cannot_be_written_it_says_so_and_new_files_are_imported_all_the_same() {
+fn while_done_cannot_be_written_that_is_reported_and_new_files_are_still_imported() {
     let address = free_address();
     let fixture = Fixture::new().set("METRICS_ADDRESS", &address).start_now();
     fixture.wait_for_log("are imported");
@@ -45,7 +45,7 @@ fn while_done_cannot_be_written_it_says_so_and_new_files_are_imported_all_the_sa
     fixture.wait("health to say so", || {
         health(&address).contains("done: 1 imported files cannot be moved: \"first.csv\": ").then_some(())
     });
-    // more than are kept in memory at a time
+    // more than are active at the same time
     let many = 10_500;
     for number in 1..=many {
         fs::write(fixture.input(format!(".{number}")), csv([number])).expect("a file");
@@ -58,7 +58,7 @@ fn while_done_cannot_be_written_it_says_so_and_new_files_are_imported_all_the_sa
     });
     assert_eq!(fixture.numbers().len(), many + 1, "no row twice");
     assert!(fixture.input("first.csv").exists());
-    // it has listed its input many times by now, without a fault
+    // input/ was listed many times by now, without an error
     assert!(health(&address).contains("imported files cannot be moved"), "{}", health(&address));
 
     fs::remove_file(fixture.path("done")).expect("removed");
@@ -70,7 +70,7 @@ fn while_done_cannot_be_written_it_says_so_and_new_files_are_imported_all_the_sa
 }
 
 #[test]
-fn while_input_cannot_be_searched_its_files_are_reported_and_none_is_taken_for_deleted() {
+fn while_input_cannot_be_searched_its_files_are_reported_and_none_counts_as_deleted() {
     let address = free_address();
     let mut fixture = Fixture::new().set("METRICS_ADDRESS", &address).set("IMPORT_UNSURE_MS", "3000");
     if !fixture.start_as_another_user() {
@@ -78,13 +78,13 @@ fn while_input_cannot_be_searched_its_files_are_reported_and_none_is_taken_for_d
         return;
     }
     let permit = |mode| fs::set_permissions(fixture.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
-    fixture.drop_in("begun.csv", csv(0..10));
+    fixture.drop_in("started.csv", csv(0..10));
     fixture.wait("its rows", || (fixture.events().len() == 10 && fixture.in_progress().len() == 1).then_some(()));
     // listing it still works
     permit(0o600);
     fixture.drop_in("next.csv", csv([10]));
     fixture.wait("health to say so", || {
-        health(&address).contains("files: 2 files cannot be imported: \"begun.csv\": ").then_some(())
+        health(&address).contains("files: 2 files cannot be imported: \"started.csv\": ").then_some(())
     });
     let receipt = fixture.receipt("rejected", "next.csv");
     assert!(receipt.left_in_place && receipt.error.is_some_and(|error| error.contains("Permission denied")));
@@ -97,20 +97,20 @@ fn while_input_cannot_be_searched_its_files_are_reported_and_none_is_taken_for_d
     fixture.kill();
     fixture.start_as_another_user();
     fixture.wait("health to say so after a restart", || {
-        health(&address).contains("files: 2 files cannot be imported: \"begun.csv\": ").then_some(())
+        health(&address).contains("files: 2 files cannot be imported: \"started.csv\": ").then_some(())
     });
     assert_eq!(fixture.names("done"), [""; 0]);
     let input = fixture.path("input");
     fs::set_permissions(input, fs::Permissions::from_mode(0o755)).expect("chmod");
-    assert_eq!(fixture.counts("done", "begun.csv"), (10, 10, 0, None));
+    assert_eq!(fixture.counts("done", "started.csv"), (10, 10, 0, None));
     assert_eq!(fixture.counts("done", "next.csv"), (1, 1, 0, None));
     assert_eq!(fixture.numbers(), (0..11).collect::<Vec<_>>(), "no row twice");
-    fixture.wait("health to be well", || health(&address).contains("200 OK").then_some(()));
+    fixture.wait("health to be good", || health(&address).contains("200 OK").then_some(()));
     assert_eq!(fixture.names("rejected"), [""; 0]);
 }
 
 #[test]
-fn an_imported_file_that_cannot_be_looked_at_is_not_taken_for_moved() {
+fn an_imported_file_whose_state_is_unknown_does_not_count_as_moved() {
     let mut fixture = Fixture::new();
     if !fixture.start_as_another_user() {
         println!("only root can take input/ away from the importer: not tested");
@@ -125,7 +125,7 @@ fn an_imported_file_that_cannot_be_looked_at_is_not_taken_for_moved() {
     permit(0o600);
     fs::remove_file(fixture.path("done")).expect("removed");
     fs::rename(fixture.path("kept"), fixture.path("done")).expect("renamed");
-    // its turn comes several times
+    // it is retried several times
     let until = Instant::now() + Duration::from_secs(4);
     while Instant::now() < until {
         assert_eq!((fixture.names("done"), fixture.in_progress().len()), (vec![], 1));
@@ -139,19 +139,19 @@ fn an_imported_file_that_cannot_be_looked_at_is_not_taken_for_moved() {
 }
 
 #[test]
-fn a_file_whose_refused_rows_cannot_be_kept_pauses_and_floods_no_topic() {
+fn a_file_whose_refused_rows_cannot_be_stored_pauses_and_floods_no_topic() {
     let address = free_address();
     let fixture = Fixture::new().set("METRICS_ADDRESS", &address).start_now();
     let in_the_way = part_of(&fixture, "a.csv");
     fs::create_dir(&in_the_way).expect("a directory");
     fixture.drop_in("a.csv", csv(0..1_000) + "bad\n");
-    fixture.wait_for_log("its refused rows can't be written to rejected/");
+    fixture.wait_for_log("its refused rows cannot be written to rejected/");
     fixture.wait("health to say so", || {
         health(&address).contains("files: 1 files cannot be imported: \"a.csv\"").then_some(())
     });
     let begun = Instant::now();
     let mut number = 2_000;
-    // other files go on, and each listing finds this one again
+    // other files are imported, and each listing finds this one again
     while begun.elapsed() < Duration::from_secs(5) {
         let name = format!("{number}.csv");
         fixture.drop_in(&name, csv([number]));
@@ -162,7 +162,7 @@ fn a_file_whose_refused_rows_cannot_be_kept_pauses_and_floods_no_topic() {
     let numbers = fixture.numbers();
     let sent = numbers.iter().filter(|number| **number < 1_000).count();
     assert!(sent <= 2_000, "{sent} records of 1,000 rows: sent again and again");
-    assert!(fixture.errors().len() <= 1, "a refusal is sent again and again, though its row cannot be kept");
+    assert!(fixture.errors().len() <= 1, "a refusal is sent again and again, though its row cannot be stored");
     fs::remove_dir(&in_the_way).expect("removed");
     assert_eq!(fixture.counts("done", "a.csv"), (1_001, 1_000, 1, None));
     fixture.wait_for_log("files is back");
@@ -178,7 +178,7 @@ fn what_is_acknowledged_of_a_failing_file_is_not_sent_again() {
     fs::create_dir(&in_the_way).expect("a directory");
     // the fault is several buffers of the file away from its beginning
     fixture.drop_in("a.csv", csv(0..20_000) + "bad\n");
-    fixture.wait_for_log("its refused rows can't be written to rejected/");
+    fixture.wait_for_log("its refused rows cannot be written to rejected/");
     fs::remove_dir(&in_the_way).expect("removed");
     assert_eq!(fixture.counts("done", "a.csv"), (20_001, 20_000, 1, None));
     let sent = fixture.numbers().len();
@@ -186,7 +186,7 @@ fn what_is_acknowledged_of_a_failing_file_is_not_sent_again() {
 }
 
 #[test]
-fn names_that_cannot_be_imported_do_not_crowd_out_the_others() {
+fn names_that_cannot_be_imported_do_not_starve_the_others() {
     let mut fixture = Fixture::new();
     for number in 0..25_000 {
         fs::create_dir(fixture.input(format!("{number}.csv"))).expect("a directory");

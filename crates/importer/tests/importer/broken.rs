@@ -1,5 +1,4 @@
-//! Files and rows that are not what they should be: each gets its clear error, and the next file
-//! goes on.
+//! Corrupt files and invalid rows: each gets a clear error, and the next file is imported.
 
 use std::{
     ffi::CString,
@@ -15,15 +14,15 @@ use sha2::{Digest, Sha256};
 
 use crate::fixture::{Fixture, HEADER, csv, gzip, row};
 
-/// The next file goes on.
-fn the_next_file_goes_on(fixture: &Fixture) {
+/// The next file is imported.
+fn the_next_file_is_imported(fixture: &Fixture) {
     fixture.drop_in("next.csv", csv([77]));
     assert_eq!(fixture.counts("done", "next.csv"), (1, 1, 0, None));
     assert!(fixture.numbers().contains(&77));
 }
 
 #[test]
-fn a_row_that_is_spoilt_spoils_no_other() {
+fn an_invalid_row_affects_no_other() {
     let fixture = Fixture::started();
     let mut content = csv([0]).into_bytes();
     content.extend_from_slice(b"a,\"b,c,d,e,f\n");
@@ -45,11 +44,11 @@ fn a_row_that_is_spoilt_spoils_no_other() {
     );
     let rejected = fs::read(fixture.path("rejected/a.csv")).expect("the refused rows");
     assert!(memchr::memmem::find(&rejected, b"\xff\xfe,incoming").is_some(), "original bytes are kept");
-    the_next_file_goes_on(&fixture);
+    the_next_file_is_imported(&fixture);
 }
 
 #[test]
-fn a_line_of_200_mb_is_refused_by_its_beginning_within_the_memory() {
+fn a_line_of_200_mb_is_refused_with_its_first_bytes_in_bounded_memory() {
     let fixture = Fixture::started();
     let mut content = csv([0]).into_bytes();
     content.extend(std::iter::repeat_n(b'x', 200_000_000));
@@ -67,7 +66,7 @@ fn a_line_of_200_mb_is_refused_by_its_beginning_within_the_memory() {
 }
 
 #[test]
-fn a_file_as_a_whole_that_cannot_be_read_goes_to_rejected_with_its_reason() {
+fn a_file_that_cannot_be_read_goes_to_rejected_with_its_reason() {
     let fixture = Fixture::started();
     let expected = format!("; expected {HEADER}");
     let cases = [
@@ -91,7 +90,7 @@ fn a_file_as_a_whole_that_cannot_be_read_goes_to_rejected_with_its_reason() {
             "the header line is longer than 8192 bytes".into(),
         ),
         ("twice.csv", format!("{HEADER},value\n"), "the header names the column value twice".into()),
-        ("not.csv.gz", csv([1]), "the gzip file is broken behind byte 0 unpacked: invalid gzip header".into()),
+        ("not.csv.gz", csv([1]), "the gzip file is corrupt after 0 unpacked bytes: invalid gzip header".into()),
     ];
     for (name, content, error) in &cases {
         fixture.drop_in(name, content);
@@ -103,17 +102,17 @@ fn a_file_as_a_whole_that_cannot_be_read_goes_to_rejected_with_its_reason() {
     assert_eq!((fixture.events(), fixture.errors()), (vec![], vec![]));
     fixture.drop_in("header.csv", HEADER);
     assert_eq!(fixture.counts("done", "header.csv"), (0, 0, 0, None));
-    the_next_file_goes_on(&fixture);
+    the_next_file_is_imported(&fixture);
 }
 
 #[test]
-fn the_rows_before_a_gzip_file_breaks_are_imported_and_counted() {
+fn the_rows_before_a_corrupt_part_of_a_gzip_file_are_imported_and_counted() {
     let fixture = Fixture::started();
     let whole = gzip(csv(0..5_000));
     fixture.drop_in("truncated.csv.gz", &whole[..whole.len() - 2_000]);
     let receipt = fixture.receipt("rejected", "truncated.csv.gz");
     let error = receipt.error.expect("an error");
-    assert!(error.starts_with("the gzip file is truncated: it breaks off behind byte "), "{error}");
+    assert!(error.starts_with("the gzip file is truncated after "), "{error}");
     assert!(receipt.accepted > 1_000 && receipt.refused == 0, "{} accepted", receipt.accepted);
     assert_eq!(receipt.bytes, whole.len() as u64 - 2_000);
     assert_eq!(fixture.numbers(), (0..receipt.accepted as usize).collect::<Vec<_>>());
@@ -123,46 +122,49 @@ fn the_rows_before_a_gzip_file_breaks_are_imported_and_counted() {
     broken[middle..middle + 50].fill(0xaa);
     fixture.drop_in("broken.csv.gz", &broken);
     let error = fixture.receipt("rejected", "broken.csv.gz").error.expect("an error");
-    assert!(error.starts_with("the gzip file is broken behind byte "), "{error}");
+    assert!(error.starts_with("the gzip file is corrupt after "), "{error}");
 
     fixture.drop_in("members.csv.gz", [gzip(csv(0..3)), gzip(row(3) + "\n")].concat());
     assert_eq!(fixture.counts("done", "members.csv.gz"), (4, 4, 0, None));
-    the_next_file_goes_on(&fixture);
+    the_next_file_is_imported(&fixture);
 }
 
 #[test]
-fn what_is_no_file_stays_where_it_is_until_it_is_one() {
+fn what_is_not_a_file_stays_in_input_until_it_is_one() {
     let fixture = Fixture::new().set("IMPORT_FOLLOW_LINKS", "true").start_now();
     fs::create_dir(fixture.input("directory.csv")).expect("a directory");
     symlink(fixture.path("nowhere"), fixture.input("link.csv")).expect("a link");
     let pipe = CString::new(fixture.input("pipe.csv").as_os_str().as_bytes()).expect("a path");
     // SAFETY: a system call on a path that lives longer
     assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
-    let cases =
-        [("directory.csv", "is a directory"), ("link.csv", "is a link to nowhere"), ("pipe.csv", "is a named pipe")];
+    let cases = [
+        ("directory.csv", "is a directory"),
+        ("link.csv", "is a broken symbolic link"),
+        ("pipe.csv", "is a named pipe"),
+    ];
     for (name, error) in cases {
         let receipt = fixture.receipt("rejected", name);
         assert_eq!((receipt.error.as_deref(), receipt.left_in_place), (Some(error), true));
         assert!(fixture.input(name).symlink_metadata().is_ok());
     }
-    the_next_file_goes_on(&fixture);
+    the_next_file_is_imported(&fixture);
     fs::write(fixture.path("nowhere"), csv([5])).expect("a file");
     assert_eq!(fixture.counts("done", "link.csv"), (1, 1, 0, None));
     fixture.wait("its receipt to go", || {
         (!fixture.names("rejected").contains(&"link.csv.receipt.json".into())).then_some(())
     });
-    assert_eq!(fixture.log().matches("is a directory").count(), 1, "said once");
+    assert_eq!(fixture.log().matches("is a directory").count(), 1, "logged once");
 }
 
 #[test]
-fn a_symbolic_link_is_refused_and_nothing_is_read_of_its_target() {
+fn a_symbolic_link_is_rejected_and_nothing_is_read_from_its_target() {
     let fixture = Fixture::started();
     fs::write(fixture.path("secret"), "the first line of a secret\nthe second\n").expect("a file");
     symlink(fixture.path("secret"), fixture.input("link.csv")).expect("a link");
     let receipt = fixture.receipt("rejected", "link.csv");
     let error = "is a symbolic link, which IMPORT_FOLLOW_LINKS does not allow";
     assert_eq!((receipt.error.as_deref(), receipt.left_in_place), (Some(error), true));
-    // nor when a file becomes one while it is being read
+    // nor if a file is replaced by one while it is being read
     let held = fs::File::create(fixture.input("a.csv")).expect("a file");
     fs::write(fixture.input("a.csv"), csv([0])).expect("written");
     fixture.wait("its row", || (fixture.events().len() == 1).then_some(()));
@@ -170,7 +172,7 @@ fn a_symbolic_link_is_refused_and_nothing_is_read_of_its_target() {
     fs::rename(fixture.input(".a"), fixture.input("a.csv")).expect("replaced");
     assert_eq!(fixture.receipt("rejected", "a.csv").error.as_deref(), Some(error));
     drop(held);
-    the_next_file_goes_on(&fixture);
+    the_next_file_is_imported(&fixture);
     for name in fixture.names("rejected").iter().chain(&fixture.names("done")) {
         let folder = if fixture.path("rejected").join(name).exists() { "rejected" } else { "done" };
         assert!(!fixture.text(&format!("{folder}/{name}")).contains("secret"), "{name}");
@@ -182,14 +184,14 @@ fn a_symbolic_link_is_refused_and_nothing_is_read_of_its_target() {
 }
 
 #[test]
-fn a_file_whose_reading_fails_for_now_is_told_of_once() {
+fn a_file_that_cannot_be_read_for_now_is_reported_once() {
     let fixture = Fixture::new().set("IMPORT_FOLLOW_LINKS", "true").start_now();
-    // its first byte gives EIO, whoever reads it
+    // reading its first byte is always an EIO
     symlink("/proc/self/mem", fixture.input("mem.csv")).expect("a link");
     let receipt = fixture.receipt("rejected", "mem.csv");
     assert!(receipt.left_in_place && receipt.error.as_ref().is_some_and(|error| error.contains("os error 5")));
     for number in 0..3 {
-        // each is found by a listing, which finds the other, too
+        // each listing finds the other file, too
         fixture.drop_in(format!("{number}.csv"), csv([number]));
         fixture.receipt("done", &format!("{number}.csv"));
     }
@@ -203,14 +205,14 @@ fn a_file_whose_reading_fails_for_now_is_told_of_once() {
 }
 
 #[test]
-fn refused_rows_that_cannot_be_written_are_named_as_the_reason() {
+fn the_reason_says_that_refused_rows_cannot_be_written() {
     let fixture = Fixture::started();
     let key: String = Sha256::digest("a.csv")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     let in_the_way = fixture.path(format!("rejected/.{key}.part"));
     fs::create_dir(&in_the_way).expect("a directory");
     fixture.drop_in("a.csv", csv([0]) + "bad\n");
     let error = fixture.receipt("rejected", "a.csv").error.expect("an error");
-    assert_eq!(error, "its refused rows can't be written to rejected/: Is a directory (os error 21)");
+    assert_eq!(error, "its refused rows cannot be written to rejected/: Is a directory (os error 21)");
     fixture.wait_for_log("\"a.csv\" in ");
     fixture.wait_for_log("/input can't be imported now and stays there: its refused rows");
     fs::remove_dir(&in_the_way).expect("removed");
@@ -221,7 +223,7 @@ fn refused_rows_that_cannot_be_written_are_named_as_the_reason() {
 #[test]
 fn a_file_without_permission_stays_and_is_imported_once_it_has_one() {
     let mut fixture = Fixture::new();
-    // root may read everything
+    // as root, the importer could read everything
     fixture.start_as_another_user();
     let name = "secret.csv";
     let permit = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
@@ -239,7 +241,7 @@ fn a_file_without_permission_stays_and_is_imported_once_it_has_one() {
 }
 
 #[test]
-fn a_file_that_is_deleted_while_being_read_leaves_what_was_read() {
+fn rows_that_were_read_before_their_file_was_deleted_are_imported() {
     let fixture = Fixture::started();
     let held = fs::File::create(fixture.input("gone.csv")).expect("a file");
     fs::write(fixture.input("gone.csv"), csv(0..10)).expect("written");
@@ -249,11 +251,11 @@ fn a_file_that_is_deleted_while_being_read_leaves_what_was_read() {
     assert_eq!(receipt.accepted, 10);
     assert_eq!(receipt.error.as_deref(), Some("the file was deleted while being read; 10 of its rows were imported"));
     drop(held);
-    the_next_file_goes_on(&fixture);
+    the_next_file_is_imported(&fixture);
 }
 
 #[test]
-fn a_file_that_is_replaced_while_being_read_is_imported_as_well() {
+fn a_file_that_replaces_one_being_read_is_imported_as_well() {
     let fixture = Fixture::started();
     let held = fs::File::create(fixture.input("a.csv")).expect("a file");
     fs::write(fixture.input("a.csv"), csv(0..10)).expect("written");
@@ -274,7 +276,7 @@ fn a_file_that_is_replaced_while_being_read_is_imported_as_well() {
 }
 
 #[test]
-fn a_file_that_is_cut_while_being_read_is_read_anew() {
+fn a_file_that_is_truncated_while_being_read_is_read_again() {
     let fixture = Fixture::started();
     let held = fs::File::create(fixture.input("a.csv")).expect("a file");
     fs::write(fixture.input("a.csv"), csv(0..10)).expect("written");
@@ -292,7 +294,7 @@ fn a_file_that_is_overwritten_by_a_longer_one_while_it_waits_is_read_again() {
     let held = fs::File::create(fixture.input("a.csv")).expect("a file");
     fs::write(fixture.input("a.csv"), csv(10..20)).expect("written");
     fixture.wait("its rows", || (fixture.events().len() == 10).then_some(()));
-    // only the first row is another one, far from the end of what was read, and a row is added
+    // only the first row differs, far before the end of what was read, and a row is added
     let content = csv([30]) + &csv(11..21)[HEADER.len() + 1..];
     std::os::unix::fs::FileExt::write_all_at(&held, content.as_bytes(), 0).expect("written");
     drop(held);
@@ -308,12 +310,12 @@ fn a_file_that_is_overwritten_by_a_longer_one_while_it_waits_is_read_again() {
 }
 
 #[test]
-fn a_file_that_is_overwritten_in_place_while_being_read_is_read_anew() {
+fn a_file_that_is_overwritten_in_place_while_being_read_is_read_again() {
     let fixture = Fixture::started();
     let held = fs::File::create(fixture.input("a.csv")).expect("a file");
     fs::write(fixture.input("a.csv"), csv(0..10)).expect("written");
     fixture.wait("its rows", || (fixture.events().len() == 10).then_some(()));
-    // at no moment shorter than before
+    // never shorter than before
     let other = csv(10..20).replace(",incoming,", ",sale,    ");
     assert_eq!(other.len(), csv(10..20).len());
     std::os::unix::fs::FileExt::write_all_at(&held, other.as_bytes(), 0).expect("written");

@@ -1,4 +1,4 @@
-//! A broker that is away, frozen, or says no.
+//! A broker that is unavailable, frozen, or returns errors.
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use rdkafka::{
 
 use crate::fixture::{Fixture, csv, gzip, read_topic, row};
 
-/// A cluster in this process whose answers can be chosen; topics are created by asking for them.
+/// A cluster in this process whose answers can be chosen.
 fn mock() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, Fixture) {
     let cluster = MockCluster::new(1).expect("a cluster");
     let fixture = Fixture::at(&cluster.bootstrap_servers());
@@ -24,7 +24,7 @@ fn mock() -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, F
 }
 
 #[test]
-fn while_the_broker_is_frozen_it_waits_says_so_and_goes_on() {
+fn while_the_broker_is_frozen_the_importer_waits_reports_it_and_continues() {
     let root = tempfile::tempdir().expect("a directory");
     let kafka = sandbox::Kafka::start(root.path()).expect("a Kafka of its own");
     let mut fixture = Fixture::at(&kafka.broker());
@@ -42,7 +42,8 @@ fn while_the_broker_is_frozen_it_waits_says_so_and_goes_on() {
 
     kafka.pause();
     fixture.drop_in("c.csv", csv(200..300));
-    fixture.wait("it to be told again", || (fixture.log().matches("waiting for Kafka at").count() == 2).then_some(()));
+    fixture
+        .wait("it to be reported again", || (fixture.log().matches("waiting for Kafka at").count() == 2).then_some(()));
     let took = fixture.stop();
     assert!(took < Duration::from_secs(10), "it stopped after {took:?}, though the broker is frozen");
     kafka.resume();
@@ -75,7 +76,7 @@ fn a_packed_file_that_grows_before_its_last_acknowledgement_is_read_on_where_it_
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_importer_at_once() {
     let root = tempfile::tempdir().expect("a directory");
     let kafka = sandbox::Kafka::start(root.path()).expect("a Kafka of its own");
     let mut fixture = Fixture::at(&kafka.broker());
@@ -84,7 +85,7 @@ fn a_second_signal_ends_it_at_once() {
         fixture.drop_in(format!("before{number}.csv"), csv([number]));
         fixture.receipt("done", &format!("before{number}.csv"));
         kafka.pause();
-        // with rows in flight, one signal alone would have it wait for 8 s
+        // with rows in flight, it would wait for seconds after a single signal
         fixture.drop_in(format!("held{number}.csv"), csv([10 + number]));
         let said = |fixture: &Fixture, text| fixture.log().matches::<&str>(text).count() > number;
         fixture.wait("it to wait", || said(&fixture, "waiting for Kafka at").then_some(()));
@@ -107,7 +108,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn without_a_broker_it_waits_and_stops_when_it_is_told_to() {
+fn without_a_broker_the_importer_waits_and_can_be_stopped() {
     let mut fixture = Fixture::at("127.0.0.1:1");
     fixture.start();
     fixture.wait_for_log("waiting for 127.0.0.1:1");
@@ -116,7 +117,7 @@ fn without_a_broker_it_waits_and_stops_when_it_is_told_to() {
 }
 
 #[test]
-fn told_to_stop_it_leaves_nothing_unacknowledged() {
+fn a_stop_waits_for_all_acknowledgements() {
     let mut fixture = Fixture::started();
     fixture.drop_in("a.csv", csv(0..100_000));
     fixture.wait_for_log("importing \"a.csv\"");
@@ -148,7 +149,7 @@ fn errors_of_the_broker_lose_no_row() {
 }
 
 #[test]
-fn while_the_broker_is_frozen_it_stops_within_its_time_whatever_it_does() {
+fn while_the_broker_is_frozen_the_importer_stops_in_time_whatever_it_does() {
     let root = tempfile::tempdir().expect("a directory");
     let kafka = sandbox::Kafka::start(root.path()).expect("a Kafka of its own");
     let mut fixture = Fixture::at(&kafka.broker());
@@ -157,14 +158,14 @@ fn while_the_broker_is_frozen_it_stops_within_its_time_whatever_it_does() {
     fixture.receipt("done", "first.csv");
     let mut times = Vec::new();
     kafka.pause();
-    // with nothing to do
+    // idle
     times.push(("idle", fixture.stop()));
     // waiting for its topics
     fixture.start();
     fixture.wait_for_log("kafka: waiting for ");
     times.push(("starting", fixture.stop()));
     kafka.resume();
-    // with as much on its way as there can be
+    // with as much in flight as possible
     fixture.start();
     fixture.drop_in("second.csv", csv([1]));
     fixture.receipt("done", "second.csv");

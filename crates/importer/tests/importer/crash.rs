@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::fixture::{Fixture, Record, csv, gzip};
 
-/// Kills and restarts until all is done; how many kills it took. Each kill comes when so many rows
-/// more than at the last one are recorded as acknowledged.
+/// Kills and restarts until all files are finished; returns the number of kills. Each kill comes when `rows`
+/// more rows than at the last one are recorded as acknowledged.
 fn survive(fixture: &mut Fixture, done: &[&str], rows: u64, pauses: &mut dyn Iterator<Item = u64>) -> usize {
     let mut kills = 0;
     let mut before: Vec<String> = Vec::new();
@@ -17,7 +17,7 @@ fn survive(fixture: &mut Fixture, done: &[&str], rows: u64, pauses: &mut dyn Ite
         let finished = || done.iter().all(|name| fixture.path("done").join(format!("{name}.receipt.json")).exists());
         match pauses.next() {
             Some(pause) if !finished() => {
-                // something new is acknowledged, and more is on its way
+                // more is acknowledged, and more is in flight
                 fixture.wait("it to go on", || {
                     let now: Vec<_> =
                         fixture.in_progress().iter().map(|name| fixture.read(&format!("progress/{name}"))).collect();
@@ -29,7 +29,7 @@ fn survive(fixture: &mut Fixture, done: &[&str], rows: u64, pauses: &mut dyn Ite
                     });
                     (further || finished()).then(|| before = now)
                 });
-                // the moment of the kill is what is random here, so nothing can be waited for
+                // the kill is to come at a random moment, so there is no condition to wait for
                 std::thread::sleep(Duration::from_millis(pause));
                 fixture.kill();
                 kills += 1;
@@ -53,7 +53,7 @@ fn pauses(mut seed: u64, count: usize) -> impl Iterator<Item = u64> {
     .take(count)
 }
 
-/// Each row at least once; repeats are the same record.
+/// Checks that each row is there at least once, and that repeats are the same record.
 fn check(records: &[Record], rows: usize) -> usize {
     let mut found: HashMap<String, &Record> = HashMap::new();
     for record in records {
@@ -65,7 +65,7 @@ fn check(records: &[Record], rows: usize) -> usize {
 }
 
 #[test]
-fn killed_at_random_moments_it_loses_no_row_and_finishes_the_file() {
+fn kills_at_random_moments_lose_no_row_and_the_file_is_finished() {
     let rows = 400_000;
     for seed in [1, 2] {
         println!("seed {seed}");
@@ -76,8 +76,8 @@ fn killed_at_random_moments_it_loses_no_row_and_finishes_the_file() {
         assert_eq!((receipt.rows, receipt.accepted, receipt.error.as_deref()), (rows as u64, rows as u64, None));
         let repeated = check(&fixture.events(), rows);
         println!("{kills} kills, {repeated} rows repeated");
-        // what may be ahead of the first row that is not acknowledged (60,000), and what is acknowledged
-        // within 50 ms; from the beginning each time it would be 80,000 + 160,000 + 240,000 + 320,000
+        // what may be read ahead of the first unacknowledged row (60,000), and what is acknowledged within
+        // 50 ms; from the beginning each time it would be 80,000 + 160,000 + 240,000 + 320,000
         assert_eq!(kills, 4);
         assert!(repeated <= kills * 100_000, "{repeated} of {rows} rows repeated in {kills} kills");
         assert_eq!(fixture.in_progress(), [""; 0]);
@@ -105,7 +105,7 @@ fn what_is_acknowledged_is_not_sent_again_after_a_kill() {
 }
 
 #[test]
-fn a_file_that_was_changed_meanwhile_is_begun_anew() {
+fn a_file_that_was_changed_before_the_restart_is_read_from_its_beginning() {
     let mut fixture = Fixture::started();
     let file = fs::File::create(fixture.input("a.csv")).expect("a file");
     fs::write(fixture.input("a.csv"), csv(0..50)).expect("written");
@@ -136,7 +136,7 @@ fn packed_files_and_refused_rows_survive_kills_too() {
 }
 
 #[test]
-fn a_record_of_progress_that_cannot_be_read_is_kept_and_nothing_is_sent_again() {
+fn a_progress_record_that_cannot_be_read_is_kept_and_nothing_is_sent_again() {
     use std::os::unix::fs::{PermissionsExt, chown};
     let mut fixture = Fixture::new();
     if !fixture.start_as_another_user() {
@@ -146,7 +146,7 @@ fn a_record_of_progress_that_cannot_be_read_is_kept_and_nothing_is_sent_again() 
     fixture.drop_in("a.csv", csv(0..10));
     assert_eq!(fixture.counts("done", "a.csv"), (10, 10, 0, None));
     fixture.kill();
-    // as after a kill right before the file was moved
+    // as after a kill just before the file was moved
     let key: String = Sha256::digest("a.csv")[..16].iter().map(|byte| format!("{byte:02x}")).collect();
     let record = fixture.path(format!("progress/{key}.json"));
     fs::rename(fixture.path("done/a.csv"), fixture.input("a.csv")).expect("renamed");

@@ -1,4 +1,4 @@
-//! An import directory, topics of its own, and the importer's binary at work on them.
+//! An import directory, its own topics, and the importer's binary running on them.
 
 use std::{
     collections::BTreeMap,
@@ -22,13 +22,13 @@ use tempfile::TempDir;
 
 pub(crate) const HEADER: &str = "transaction_id,event_type,date,store_number,item_number,value";
 
-/// The `number`th of all rows: a card has every 35th of them, and `value` counts up.
+/// Row `number`: every 35th row belongs to the same card, and `value` counts up.
 pub(crate) fn row(number: usize) -> String {
     let (store, item, value) = (number % 5, number % 7, number + 1);
     format!("00000000-0000-4000-8000-{number:012},incoming,2019-04-14T03:47:13Z,{store},{item},{value}")
 }
 
-/// A file of these rows.
+/// A CSV file with these rows.
 pub(crate) fn csv(rows: impl IntoIterator<Item = usize>) -> String {
     rows.into_iter().fold(format!("{HEADER}\n"), |text, number| text + &row(number) + "\n")
 }
@@ -64,7 +64,7 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// With the tests' Kafka, and no importer yet.
+    /// On the tests' Kafka, with no importer started.
     pub(crate) fn new() -> Fixture {
         Fixture::at(&sandbox::shared().broker)
     }
@@ -85,14 +85,14 @@ impl Fixture {
         fixture
     }
 
-    /// With an importer at work.
+    /// With a running importer.
     pub(crate) fn started() -> Fixture {
         let mut fixture = Fixture::new();
         fixture.start();
         fixture
     }
 
-    /// With an importer at work, after [`Fixture::set`].
+    /// With a running importer, after [`Fixture::set`].
     pub(crate) fn start_now(mut self) -> Fixture {
         self.start();
         self
@@ -112,7 +112,7 @@ impl Fixture {
             .env("KAFKA_EVENTS_TOPIC", &self.events)
             .env("KAFKA_ERRORS_TOPIC", &self.errors)
             .env("KAFKA_TOPIC_PARTITIONS", "3")
-            // files of the tests may end without a line break
+            // some tests' files end without a line break
             .env("IMPORT_UNSURE_MS", "1000")
             .env("LOG_LEVEL", "info")
             .envs(self.settings.iter().cloned())
@@ -125,10 +125,10 @@ impl Fixture {
         self.importer = Some(command.spawn().expect("the importer"));
     }
 
-    /// Where this is root, the importer is somebody else, who can't ask who writes our files;
-    /// whether that is so.
+    /// If the tests run as root, starts the importer as another user, who cannot detect the writers of the
+    /// tests' files. Returns whether that is so.
     pub(crate) fn start_as_another_user(&mut self) -> bool {
-        // SAFETY: only asks
+        // SAFETY: only returns the user's id
         if unsafe { libc::geteuid() } != 0 {
             self.start();
             return false;
@@ -152,7 +152,7 @@ impl Fixture {
         }
     }
 
-    /// SIGTERM; how long it took to end in order.
+    /// Sends SIGTERM; returns how long the importer took to end.
     pub(crate) fn stop(&mut self) -> Duration {
         let mut importer = self.importer.take().expect("an importer");
         let begun = Instant::now();
@@ -163,7 +163,7 @@ impl Fixture {
         begun.elapsed()
     }
 
-    /// The most memory it has used, in KiB.
+    /// The importer's peak memory in KiB.
     pub(crate) fn peak_kib(&self) -> u64 {
         let pid = self.importer.as_ref().expect("an importer").id();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
@@ -190,12 +190,12 @@ impl Fixture {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Waits for `found` to find something.
+    /// Waits until `found` returns something.
     pub(crate) fn wait<T>(&self, what: &str, found: impl FnMut() -> Option<T>) -> T {
         self.wait_for(what, Duration::from_secs(30), found)
     }
 
-    /// The same for what may take longer, like a pause that has doubled several times.
+    /// The same for what may take longer, such as a pause that has doubled several times.
     pub(crate) fn wait_long<T>(&self, what: &str, found: impl FnMut() -> Option<T>) -> T {
         self.wait_for(what, Duration::from_secs(120), found)
     }
@@ -225,7 +225,7 @@ impl Fixture {
         self.wait(&path.display().to_string(), || serde_json::from_slice(&fs::read(&path).ok()?).ok())
     }
 
-    /// Rows, accepted, refused, error: of a receipt, when it is there.
+    /// Waits for a receipt; returns its rows, accepted, refused, and error.
     pub(crate) fn counts(&self, folder: &str, name: &str) -> (u64, u64, u64, Option<String>) {
         let receipt = self.receipt(folder, name);
         (receipt.rows, receipt.accepted, receipt.refused, receipt.error)
@@ -235,7 +235,7 @@ impl Fixture {
         fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// The text of a file; empty when it is not there.
+    /// The text of a file; empty if it does not exist.
     pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
@@ -249,14 +249,14 @@ impl Fixture {
         names
     }
 
-    /// The records of how far files are.
+    /// The progress records.
     pub(crate) fn in_progress(&self) -> Vec<String> {
         let mut names = self.names("progress");
         names.retain(|name| name.ends_with(".json") && !name.starts_with('.'));
         names
     }
 
-    /// A consumer of what comes to the events topic from now on.
+    /// A consumer of the events topic, from its current end.
     pub(crate) fn follow_events(&self) -> BaseConsumer {
         let consumer = consumer(&self.broker);
         let metadata = consumer.fetch_metadata(Some(&self.events), Duration::from_secs(10)).expect("metadata");
@@ -269,7 +269,7 @@ impl Fixture {
         consumer
     }
 
-    /// All records on the events topic now, each partition's in its order.
+    /// All records on the events topic, each partition's in its order.
     pub(crate) fn events(&self) -> Vec<Record> {
         read_topic(&self.broker, &self.events)
     }
@@ -281,7 +281,7 @@ impl Fixture {
         numbers
     }
 
-    /// All records on the errors topic now, by file and line.
+    /// All records on the errors topic, by file and line.
     pub(crate) fn errors(&self) -> Vec<Record> {
         let mut records = read_topic(&self.broker, &self.errors);
         records.sort_by_key(|record| {
@@ -308,7 +308,7 @@ fn consumer(broker: &str) -> BaseConsumer {
         .expect("a consumer")
 }
 
-/// All that is on a topic now.
+/// All records on a topic.
 pub(crate) fn read_topic(broker: &str, topic: &str) -> Vec<Record> {
     let timeout = Duration::from_secs(10);
     let consumer = consumer(broker);
@@ -338,7 +338,7 @@ pub(crate) fn read_topic(broker: &str, topic: &str) -> Vec<Record> {
     records
 }
 
-/// Where a partition begins and ends; a partition that was just made may have no leader yet.
+/// Where a partition begins and ends; a new partition may have no leader yet.
 fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
     let until = Instant::now() + Duration::from_secs(10);
     loop {

@@ -1,4 +1,4 @@
-//! One given file, as `onhand import` does it.
+//! One given file, as `onhand import` imports it.
 
 use importer::import_file;
 use runtime::{Environment, KafkaSettings, health::Health, kafka::ensure_topics};
@@ -25,7 +25,7 @@ async fn a_given_file_is_imported_and_left_where_it_is() {
         let receipt = import_file(&kafka, &path, |pace| last = Some(pace)).expect("a receipt");
         assert_eq!((receipt.rows, receipt.accepted, receipt.refused, receipt.error), (1_001, 1_000, 1, None));
         assert_eq!(receipt.bytes, bytes.len() as u64);
-        let last = last.expect("it was told");
+        let last = last.expect("progress was reported");
         assert_eq!(
             (last.bytes_done, last.bytes_total, last.accepted, last.refused, last.in_flight),
             (receipt.bytes, receipt.bytes, 1_000, 1, 0)

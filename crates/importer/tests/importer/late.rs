@@ -13,7 +13,7 @@ fn append(fixture: &Fixture, name: &str, text: impl AsRef<[u8]>) {
     file.write_all(text.as_ref()).expect("written");
 }
 
-/// Waits until the receipt says so many rows, accepted, refused.
+/// Waits until the receipt has these counts: rows, accepted, refused.
 fn wait_for_counts(fixture: &Fixture, name: &str, counts: (u64, u64, u64)) {
     fixture.wait(&format!("{counts:?} in the receipt of {name}"), || {
         let receipt =
@@ -44,7 +44,7 @@ fn what_is_appended_to_a_finished_file_is_imported_from_its_receipts_byte() {
         format!("{HEADER},error\nworse,\"the line has 1 fields, the header has 6\"\n")
     );
 
-    // and when it grows while no importer runs
+    // also if it grows while no importer is running
     fixture.kill();
     append(&fixture, "done/grows.csv", row(11) + "\n");
     fixture.start();
@@ -90,7 +90,7 @@ fn a_packed_file_that_was_rejected_as_truncated_is_imported_when_the_rest_comes(
 }
 
 #[test]
-fn a_last_line_that_was_read_without_its_end_is_read_again_as_a_whole() {
+fn an_unterminated_last_line_is_read_again_as_a_whole_when_it_grows() {
     let fixture = Fixture::started();
     let content = csv([0, 399]);
     let content = content.trim_end();
@@ -130,7 +130,7 @@ fn a_file_that_is_overwritten_before_it_could_be_moved_is_read_again() {
         let mut content = csv(first..first + 100).into_bytes();
         fixture.drop_in(name, &content);
         fixture.wait_for_log(&format!("{name:?} is imported, but cannot be moved now"));
-        // of the same length, and with the same end: only the first row is another one
+        // of the same length, with the same end: only the first row differs
         let other = csv([first + 100]);
         content[..other.len()].copy_from_slice(other.as_bytes());
         let file = File::options().write(true).open(fixture.input(name)).expect("the file");
@@ -156,7 +156,7 @@ fn a_file_that_is_overwritten_before_it_could_be_moved_is_read_again() {
     fixture.receipt("done", "other.csv");
 }
 
-/// Puts `done/` on another file system; None where there is none.
+/// Puts `done/` on another file system; `None` if there is none.
 fn move_done_elsewhere(fixture: &Fixture) -> Option<tempfile::TempDir> {
     let elsewhere = tempfile::tempdir_in("/dev/shm").ok();
     let device = |path: &std::path::Path| fs::metadata(path).expect("a directory").dev();
@@ -176,16 +176,16 @@ fn key(name: &str) -> String {
 }
 
 #[test]
-fn a_copy_that_fails_again_and_again_is_reported_once_and_tried_after_growing_pauses() {
+fn a_copy_that_keeps_failing_is_reported_once_and_retried_after_growing_pauses() {
     let mut fixture = Fixture::new();
     let Some(_elsewhere) = move_done_elsewhere(&fixture) else { return };
-    // fails as a full disk does
+    // fails like a full disk
     let in_the_way = fixture.path("done").join(format!(".{}.tmp", key("a.csv")));
     fs::create_dir(&in_the_way).expect("a directory");
     fixture.start();
     fixture.drop_in("a.csv", csv([0]));
     fixture.wait_for_log("\"a.csv\" is imported, but cannot be moved now");
-    // tries after 0.5, 1.5 and 3.5 s
+    // retries after 0.5, 1.5 and 3.5 s
     std::thread::sleep(std::time::Duration::from_secs(4));
     let log = fixture.log();
     assert_eq!(log.matches("is imported, but cannot be moved now").count(), 1, "{log}");

@@ -1,4 +1,4 @@
-//! The importer's binary over real files and a real Kafka: every case a directory of files may be.
+//! The importer's binary on real files and a real Kafka.
 
 mod arrival;
 mod blocked;

@@ -1,4 +1,4 @@
-//! Many files, and large ones beside small ones.
+//! Many files, and large ones next to small ones.
 
 use std::{
     fs::{self, File},
@@ -27,7 +27,7 @@ fn ten_thousand_small_files_take_seconds_and_little_memory() {
 }
 
 #[test]
-fn a_large_file_does_not_hold_up_small_ones_and_stays_within_the_memory() {
+fn a_large_file_does_not_delay_small_ones_and_takes_bounded_memory() {
     let fixture = Fixture::started();
     let mut large = std::io::BufWriter::new(File::create(fixture.input(".large")).expect("a file"));
     writeln!(large, "{HEADER}").expect("written");
@@ -39,13 +39,13 @@ fn a_large_file_does_not_hold_up_small_ones_and_stays_within_the_memory() {
     fixture.wait("the first rows", || (fixture.text("log").contains("importing \"large.csv\"")).then_some(()));
     fixture.drop_in("small.csv", csv([2_000_000]));
     fixture.receipt("done", "small.csv");
-    assert!(fixture.input("large.csv").exists(), "the large one goes on");
+    assert!(fixture.input("large.csv").exists(), "the large one is still being imported");
     assert_eq!(fixture.counts("done", "large.csv"), (1_000_000, 1_000_000, 0, None));
     assert!(fixture.peak_kib() < 64 * 1024, "{} KiB", fixture.peak_kib());
 }
 
 #[test]
-fn rows_that_are_all_refused_stay_within_the_memory() {
+fn a_file_with_only_refused_rows_takes_bounded_memory() {
     let fixture = Fixture::started();
     fixture.drop_in("bad.csv", format!("{HEADER}\n{}", "x\n".repeat(150_000)));
     assert_eq!(fixture.counts("done", "bad.csv"), (150_000, 0, 150_000, None));
@@ -54,13 +54,13 @@ fn rows_that_are_all_refused_stay_within_the_memory() {
 }
 
 #[test]
-fn lines_of_commas_in_many_open_files_stay_within_the_memory() {
+fn lines_of_commas_in_many_open_files_take_bounded_memory() {
     let fixture = Fixture::started();
     fixture.wait_for_log("are imported");
     let line = ",".repeat(64 * 1024) + "\n";
     let files: Vec<_> = (0..200)
         .map(|number| {
-            // still being written, so that all of them are being imported at a time
+            // still being written, so that all of them are active at the same time
             let mut file = File::create(fixture.input(format!("{number}.csv"))).expect("a file");
             write!(file, "{HEADER}\n{line}").expect("written");
             file
@@ -73,7 +73,7 @@ fn lines_of_commas_in_many_open_files_stay_within_the_memory() {
 }
 
 #[test]
-fn many_packed_files_stay_within_the_memory() {
+fn many_packed_files_take_bounded_memory() {
     let mut fixture = Fixture::new();
     let content = gzip(csv(0..20_000));
     for number in 0..200 {
@@ -85,12 +85,12 @@ fn many_packed_files_stay_within_the_memory() {
 }
 
 #[test]
-fn a_second_importer_waits_until_the_first_is_gone() {
+fn a_second_importer_waits_until_the_first_has_ended() {
     let mut fixture = Fixture::started();
     fixture.wait_for_log("are imported");
     let first = fixture.importer.take();
     fixture.start();
-    fixture.wait_for_log("another importer works in");
+    fixture.wait_for_log("another importer uses");
     let second = fixture.importer.take();
     fixture.importer = first;
     fixture.kill();

@@ -1,4 +1,4 @@
-//! A Kafka that takes most things, but not all: one partition is away, one record is not to its liking.
+//! A Kafka that refuses some records, or has an offline partition.
 
 use std::time::{Duration, Instant};
 
@@ -22,18 +22,18 @@ fn create(fixture: &Fixture, topic: &str, name: &str, value: &str) {
 }
 
 #[test]
-fn a_record_that_kafka_refuses_blocks_its_file_alone_and_is_not_sent_for_ever() {
+fn a_record_that_kafka_refuses_blocks_only_its_file_and_is_not_sent_for_ever() {
     let mut fixture = Fixture::new();
-    // a compacted topic takes no record without a key, such as a refusal
+    // a compacted topic accepts no record without a key, such as a refusal
     create(&fixture, &fixture.errors, "cleanup.policy", "compact");
     fixture.start();
     fixture.drop_in("a.csv", csv(0..500) + "bad\n" + &csv(500..1_000)[HEADER.len() + 1..]);
     let error = fixture.receipt("rejected", "a.csv").error.expect("an error");
-    assert!(error.starts_with("Kafka refuses what becomes of its line 502: InvalidRecord"), "{error}");
-    fixture.wait_for_log("files: 1 files cannot be imported: \"a.csv\": Kafka refuses what becomes of its line 502");
+    assert!(error.starts_with("Kafka refuses the record of line 502: InvalidRecord"), "{error}");
+    fixture.wait_for_log("files: 1 files cannot be imported: \"a.csv\": Kafka refuses the record of line 502");
     let begun = Instant::now();
     let mut number = 1_000;
-    // its turn comes again meanwhile, after 0.5, 1, 2 and 4 s
+    // it is retried meanwhile, after 0.5, 1, 2 and 4 s
     while begun.elapsed() < Duration::from_secs(6) {
         let name = format!("{number}.csv");
         fixture.drop_in(&name, csv([number]));
@@ -42,7 +42,7 @@ fn a_record_that_kafka_refuses_blocks_its_file_alone_and_is_not_sent_for_ever() 
     }
     let numbers = fixture.numbers();
     let sent = numbers.iter().filter(|number| **number < 500).count();
-    // once, and once more one by one
+    // once, and once more one at a time
     assert!((500..1_100).contains(&sent), "{sent} records of the 500 rows before it");
     let sent = numbers.iter().filter(|number| (500..1_000).contains(*number)).count();
     assert!(sent <= 500, "{sent} records of the 500 rows after it");
@@ -52,7 +52,7 @@ fn a_record_that_kafka_refuses_blocks_its_file_alone_and_is_not_sent_for_ever() 
 }
 
 #[test]
-fn many_files_with_a_record_that_kafka_refuses_hold_up_no_other() {
+fn many_files_with_a_record_that_kafka_refuses_delay_no_other() {
     let mut fixture = Fixture::new();
     create(&fixture, &fixture.errors, "cleanup.policy", "compact");
     fixture.start();
@@ -74,13 +74,13 @@ fn many_files_with_a_record_that_kafka_refuses_hold_up_no_other() {
         number += 1;
     }
     let renewed = count("Kafka did not take everything") - renewed;
-    // most tries fail twice, at most one try a second
+    // most retries fail twice, at most one retry a second
     assert!((1..=22).contains(&renewed), "{renewed} new producers within 10 s");
     assert!(number > 1_010, "only {} files within 10 s", number - 1_000);
 }
 
 #[test]
-fn a_row_beyond_the_topics_limit_is_refused_alone_and_batches_keep_to_the_limit() {
+fn a_row_larger_than_the_topics_limit_is_refused_alone_and_batches_keep_to_the_limit() {
     let mut fixture = Fixture::new();
     create(&fixture, &fixture.events, "max.message.bytes", "1000");
     fixture.start();
@@ -94,7 +94,7 @@ fn a_row_beyond_the_topics_limit_is_refused_alone_and_batches_keep_to_the_limit(
     assert!(!fixture.log().contains("Kafka did not take everything"), "nothing had to be tried out");
 }
 
-/// Two brokers; those with a leader that is down take nothing.
+/// Two brokers; partitions whose leader is down accept nothing.
 fn two_brokers() -> (MockCluster<'static, DefaultProducerContext>, Fixture) {
     let cluster = MockCluster::new(2).expect("a cluster");
     let fixture = Fixture::at(&cluster.bootstrap_servers());
@@ -121,13 +121,13 @@ fn partition_and_cards(fixture: &Fixture) -> (i32, usize, usize) {
 }
 
 #[test]
-fn a_partition_that_is_away_holds_up_only_files_with_rows_for_it() {
+fn an_offline_partition_delays_only_files_with_rows_for_it() {
     let (cluster, mut fixture) = two_brokers();
     fixture.start();
     let (away, lost, found) = partition_and_cards(&fixture);
     cluster.partition_leader(&fixture.events, away, Some(2)).expect("a leader");
     cluster.broker_down(2).expect("it is down");
-    // far more than the client takes, all of it for the partition that is away, and some for all
+    // far more than the client's queue holds, all of it for the offline partition, and some for all of them
     fixture.drop_in("stuck.csv", csv((1..100_000).map(|number| lost + 35 * number)));
     fixture.drop_in("mixed.csv", csv(1_000..60_000));
     fixture.wait_for_log(&format!("partitions: {} partition {away}", fixture.events));
@@ -147,7 +147,7 @@ fn a_partition_that_is_away_holds_up_only_files_with_rows_for_it() {
 }
 
 #[test]
-fn without_the_right_to_ask_for_the_limit_a_row_beyond_it_is_found_by_sending_it_alone() {
+fn a_row_larger_than_an_unknown_limit_is_found_by_sending_it_alone() {
     let cluster = MockCluster::new(1).expect("a cluster");
     let mut fixture = Fixture::at(&cluster.bootstrap_servers());
     for topic in [&fixture.events, &fixture.errors] {
@@ -165,14 +165,14 @@ fn without_the_right_to_ask_for_the_limit_a_row_beyond_it_is_found_by_sending_it
 }
 
 #[test]
-fn many_files_for_a_partition_that_is_away_hold_up_no_other() {
+fn many_files_for_an_offline_partition_delay_no_other() {
     let (cluster, mut fixture) = two_brokers();
     fixture.start();
     let (away, lost, found) = partition_and_cards(&fixture);
     cluster.partition_leader(&fixture.events, away, Some(2)).expect("a leader");
     cluster.partition_leader(&fixture.errors, 0, Some(2)).expect("a leader");
     cluster.broker_down(2).expect("it is down");
-    // more than the client takes: packed files, files of many rows, and refusals of many bytes
+    // more than the client's queue holds: packed files, files of many rows, and refusals of many bytes
     for file in 0..100 {
         let rows = |count: usize| csv((0..count).map(|number| lost + 35 * (file * 10_000 + number + 10)));
         fixture.drop_in(format!("packed{file}.csv.gz"), gzip(rows(200)));
@@ -182,7 +182,7 @@ fn many_files_for_a_partition_that_is_away_hold_up_no_other() {
         fixture.drop_in(format!("garbage{file}.csv"), csv([]) + &"x".repeat(60_000) + "\n");
     }
     fixture.wait_for_log("partitions: ");
-    fixture.wait_long("all to be begun", || (fixture.log().matches("importing \"").count() == 601).then_some(()));
+    fixture.wait_long("all to be started", || (fixture.log().matches("importing \"").count() == 601).then_some(()));
     for number in 0..20 {
         let name = format!("{number}.csv");
         fixture.drop_in(&name, csv([found + 35 * (200_000 + number)]));

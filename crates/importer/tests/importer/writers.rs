@@ -1,4 +1,4 @@
-//! Writers that pause, where the system can tell who writes and where it cannot.
+//! Writers that pause, where they can be detected and where they cannot.
 
 use std::{
     fs::{self, File},
@@ -55,12 +55,12 @@ fn a_packed_file_of_another_owner_is_not_truncated_while_its_upload_pauses() {
 }
 
 #[test]
-fn a_packed_file_that_is_written_in_several_goes_is_not_truncated_in_between() {
+fn a_packed_file_that_is_written_in_several_parts_is_not_truncated_in_between() {
     let fixture = Fixture::new().set("IMPORT_UNSURE_MS", "3000").start_now();
     fixture.wait_for_log("are imported");
     let content = gzip(csv(0..20_000));
     for part in content.chunks(content.len() / 3 + 1) {
-        // nobody has it open between the goes, and the system says so
+        // nobody has it open in between, which is known
         let mut file = File::options().create(true).append(true).open(fixture.input("a.csv.gz")).expect("a file");
         file.write_all(part).expect("written");
         drop(file);
@@ -71,7 +71,7 @@ fn a_packed_file_that_is_written_in_several_goes_is_not_truncated_in_between() {
 }
 
 #[test]
-fn an_unterminated_last_line_waits_for_its_end_whoever_writes_and_is_noted() {
+fn an_unterminated_last_line_waits_for_its_end_and_is_noted_in_the_receipt() {
     for another_user in [false, true] {
         let mut fixture = Fixture::new().set("IMPORT_UNSURE_MS", "2500");
         if another_user && !fixture.start_as_another_user() {
@@ -85,7 +85,7 @@ fn an_unterminated_last_line_waits_for_its_end_whoever_writes_and_is_noted() {
         for (number, name) in ["line.csv", "header.csv", "nothing.csv"].into_iter().enumerate() {
             let content = csv([2 * number, 399 + number]);
             let content = content.trim_end();
-            // "...,400" is written as "...,4" first, or the header in part, or nothing
+            // first only "...,4" of "...,400" is written, or a part of the header, or nothing
             let cut = [content.len() - 2, HEADER.len() - 2, 0][number];
             for part in [&content[..cut], &content[cut..]] {
                 let mut file = File::options().create(true).append(true).open(fixture.input(name)).expect("a file");
@@ -135,7 +135,7 @@ fn a_file_with_a_wrong_header_is_not_rejected_before_it_is_complete() {
 }
 
 #[test]
-fn a_file_that_ends_in_a_line_break_and_that_nobody_writes_is_not_held_up() {
+fn a_file_that_ends_in_a_line_break_and_is_not_being_written_is_not_delayed() {
     let fixture = Fixture::new().set("IMPORT_UNSURE_MS", "60000").start_now();
     for number in 0..3 {
         fs::write(fixture.input(format!("{number}.csv")), csv([500 + number])).expect("a file");

@@ -19,26 +19,26 @@ fn text(finished: &FinishRecord) -> String {
     String::from_utf8(finished.text().expect("JSON")).expect("a text")
 }
 
-/// A file whose end is begun.
-fn begun(directory: &Directory) -> FinishRecord {
-    begun_with(directory, &Reserved::new(), "a.csv", "the file")
+/// A file whose finish record is written.
+fn with_record(directory: &Directory) -> FinishRecord {
+    with_record_of(directory, &Reserved::new(), "a.csv", "the file")
 }
 
-fn begun_with(directory: &Directory, reserved: &Reserved, name: &str, content: &str) -> FinishRecord {
+fn with_record_of(directory: &Directory, reserved: &Reserved, name: &str, content: &str) -> FinishRecord {
     let (file, name) = (name, OsStr::new(name));
     fs::write(directory.input.join(name), content).expect("written");
-    // the last process sent more than was acknowledged, and was killed
+    // the previous process sent more than was acknowledged, and was killed
     fs::write(directory.refused_of(name), "refused rows, and more").expect("written");
     let progress = Progress::new(file.into(), name_to_hex(name), &Position::default(), "then".into());
     let state = state_of(&directory.input.join(name)).expect("the file");
     let whole = (content.len() as u64, hex::encode(Sha256::digest(content)));
     let summary = FileSummary { accepted: 1, refused: 1, refused_bytes: 12, whole, ..FileSummary::default() };
     let finished = plan(directory, reserved, progress, Some("stock"), state, &summary, "now".into()).expect("decided");
-    write_record(directory, &finished).expect("begun");
+    write_record(directory, &finished).expect("written");
     finished
 }
 
-/// What a new process finds.
+/// The record that a new process finds.
 fn left(directory: &Directory) -> FinishRecord {
     match Record::read(&directory.progress_of(OsStr::new("a.csv"))) {
         Ok(Some(Record::Finishing(finished))) => *finished,
@@ -47,10 +47,10 @@ fn left(directory: &Directory) -> FinishRecord {
 }
 
 #[test]
-fn a_name_that_another_file_took_before_the_end_could_be_carried_out_is_left_to_it() {
+fn a_name_that_another_file_took_before_the_finish_could_be_carried_out_is_left_to_it() {
     let root = tempfile::tempdir().expect("a directory");
     let directory = Directory::create(root.path()).expect("its folders");
-    let mut late = begun(&directory);
+    let mut late = with_record(&directory);
     for name in ["done/a.csv", "done/a.csv.receipt.json", "rejected/a.csv"] {
         fs::write(root.path().join(name), "another's").expect("written");
     }
@@ -73,7 +73,7 @@ fn a_name_that_another_file_took_before_the_end_could_be_carried_out_is_left_to_
 }
 
 #[test]
-fn an_end_that_was_cut_short_anywhere_is_completed_and_a_new_file_of_that_name_is_left_alone() {
+fn a_finish_that_was_interrupted_anywhere_is_completed_and_a_new_file_of_that_name_is_left_alone() {
     let steps: [fn(&Directory); 4] = [
         |at| {
             rename(&at.input.join("a.csv"), &at.done.join("a.csv")).expect("renamed");
@@ -92,7 +92,7 @@ fn an_end_that_was_cut_short_anywhere_is_completed_and_a_new_file_of_that_name_i
     for cut in 0..=steps.len() {
         let root = tempfile::tempdir().expect("a directory");
         let directory = Directory::create(root.path()).expect("its folders");
-        let finished = begun(&directory);
+        let finished = with_record(&directory);
         steps[..cut].iter().for_each(|step| step(&directory));
         if cut < steps.len() {
             let mut left = left(&directory);
@@ -118,7 +118,7 @@ fn an_end_that_was_cut_short_anywhere_is_completed_and_a_new_file_of_that_name_i
 fn a_file_that_was_written_to_after_it_was_read_is_not_moved() {
     let root = tempfile::tempdir().expect("a directory");
     let directory = Directory::create(root.path()).expect("its folders");
-    let mut finished = begun(&directory);
+    let mut finished = with_record(&directory);
     fs::write(directory.input.join("a.csv"), "the FILE").expect("written");
     assert_eq!(carry_out(&directory, &mut finished).expect("seen"), FinishResult::Changed);
     let names: Vec<_> = everything(root.path()).into_iter().map(|(name, _)| name).collect();
@@ -126,7 +126,7 @@ fn a_file_that_was_written_to_after_it_was_read_is_not_moved() {
     assert_eq!(names, ["input/a.csv".into(), format!("progress/{key}.json"), format!("rejected/.{key}.part")]);
 }
 
-/// An import directory whose `done/` is on another file system; None where there is none.
+/// An import directory whose `done/` is on another file system; `None` if there is none.
 fn with_done_elsewhere(root: &Path) -> Option<(Directory, tempfile::TempDir)> {
     let elsewhere = tempfile::tempdir_in("/dev/shm").ok()?;
     let device = |path: &Path| state_of(path).map(|state| state.identity.device);
@@ -143,14 +143,14 @@ fn text_of(path: &Path) -> String {
 }
 
 #[test]
-fn files_that_are_copied_at_the_same_time_share_neither_a_name_nor_a_copy() {
+fn files_that_are_copied_at_the_same_time_share_neither_a_name_nor_a_temporary_copy() {
     let root = tempfile::tempdir().expect("a directory");
     let Some((directory, _elsewhere)) = with_done_elsewhere(root.path()) else { return };
     fs::write(directory.done.join("a.csv"), "another's").expect("written");
     let mut reserved = Reserved::new();
     let mut pending = Vec::new();
     for (name, content) in [("a.csv", "the first"), ("a-2.csv", "the second")] {
-        let mut finished = begun_with(&directory, &reserved, name, content);
+        let mut finished = with_record_of(&directory, &reserved, name, content);
         let Ok(FinishResult::NeedsCopy { from, copy, to }) = carry_out(&directory, &mut finished) else {
             panic!("{name}")
         };
@@ -170,15 +170,15 @@ fn files_that_are_copied_at_the_same_time_share_neither_a_name_nor_a_copy() {
 }
 
 #[test]
-fn a_file_of_the_same_size_is_not_taken_for_a_copy() {
+fn a_file_of_the_same_size_does_not_count_as_the_copy() {
     let root = tempfile::tempdir().expect("a directory");
     let Some((directory, _elsewhere)) = with_done_elsewhere(root.path()) else { return };
-    let mut finished = begun(&directory);
+    let mut finished = with_record(&directory);
     fs::write(directory.done.join("a.csv"), "THE FILE").expect("written");
     let end = replan_and_carry_out(&directory, &Reserved::new(), &mut finished).expect("decided");
     assert!(matches!(end, FinishResult::NeedsCopy { ref to, .. } if to.ends_with("a-2.csv")), "{end:?}");
     assert_eq!(text_of(&directory.input.join("a.csv")), "the file");
-    // its own copy is
+    // its own copy does
     fs::write(directory.done.join("a-2.csv"), "the file").expect("written");
     assert_eq!(
         replan_and_carry_out(&directory, &Reserved::new(), &mut finished).expect("completed"),
@@ -200,10 +200,10 @@ fn a_file_that_is_written_to_while_its_copy_gets_its_name_is_kept() {
 }
 
 #[test]
-fn what_is_left_of_a_copy_is_removed_when_its_file_was_changed() {
+fn a_copy_is_removed_when_its_file_was_changed() {
     let root = tempfile::tempdir().expect("a directory");
     let Some((directory, _elsewhere)) = with_done_elsewhere(root.path()) else { return };
-    let mut finished = begun(&directory);
+    let mut finished = with_record(&directory);
     let Ok(FinishResult::NeedsCopy { from, copy, .. }) = carry_out(&directory, &mut finished) else {
         panic!("not elsewhere")
     };

@@ -1,4 +1,4 @@
-//! A file that is read again: after a failure of the producer, or where an earlier process was.
+//! Reading a file again: after a failure of the producer, or where an earlier process stopped.
 
 use super::{FileReader, Step};
 use crate::{
@@ -7,14 +7,14 @@ use crate::{
 };
 
 impl FileReader {
-    /// Goes on where an earlier process was, if the file is still the same up to there.
+    /// Resumes where an earlier process stopped, if the file is still the same up to there.
     pub(crate) fn resume_from(&mut self, progress: Progress) {
-        // before the first row there is nothing to be saved
+        // before the first row there is nothing to resume
         self.replay = (progress.accepted + progress.refused > 0).then_some(progress);
     }
 
-    /// Goes back to what is acknowledged. The file must be opened again. `compare`: what was read
-    /// may have been changed, and is compared first.
+    /// Goes back to what is acknowledged. The file must be opened again. `compare`: what was read may have
+    /// been changed since, and is compared first.
     pub(crate) fn rewind(&mut self, compare: bool) {
         self.source = None;
         self.in_flight = 0;
@@ -27,22 +27,22 @@ impl FileReader {
             }
         }
         self.position = if self.replay.is_some() { Position::default() } else { self.acknowledged.clone() };
-        if self.position.byte < self.rows_begin {
+        if self.rows_begin.is_some_and(|rows_begin| self.position.byte < rows_begin) {
             self.rows = None;
-            self.rows_begin = 0;
+            self.rows_begin = None;
         }
     }
 
-    /// Whether an earlier process's part is still being compared.
+    /// Whether the part that was read before is still being compared.
     pub(crate) fn is_replaying(&self) -> bool {
         self.replay.is_some()
     }
 
-    /// Compares a part with what an earlier process read.
+    /// Compares the next bytes with what was read before.
     pub(super) fn compare(&mut self, bytes: &[u8]) -> Step {
         self.position.advance(bytes);
         let Some(replay) = &self.replay else { return Step::More };
-        let changed = || Step::Changed(format!("its first {} bytes are not what they were", replay.byte));
+        let changed = || Step::Changed(format!("its first {} bytes were changed", replay.byte));
         if self.position.byte > replay.byte || (bytes.is_empty() && self.position.byte < replay.byte) {
             return changed();
         }

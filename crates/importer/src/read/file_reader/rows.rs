@@ -22,11 +22,11 @@ use crate::{
     },
 };
 
-/// How much may be written to the file of refused rows at a time.
+/// How many bytes are written to the file of refused rows at a time.
 const MAX_REFUSED_BYTES: usize = 512 * 1024;
 
 impl FileReader {
-    /// Sends the lines of a buffer, `max_records` records of them.
+    /// Sends the lines of a buffer, at most `max_records` records.
     pub(super) fn send_rows(
         &mut self,
         producer: &mut Producer<Chunk>,
@@ -76,7 +76,7 @@ impl FileReader {
             };
             let (ends_in_error, width) = (rows.header().ends_in_error, rows.header().width);
             if self.is_careful && position.line > self.position.line {
-                // what is before it need not be sent again, whatever becomes of it
+                // the rows before it get their own chunk, and are not sent again if this one fails
                 lines.unread();
                 return Ok(Step::More);
             }
@@ -113,11 +113,11 @@ impl FileReader {
         Ok(Step::More)
     }
 
-    /// Writes refused rows to their file, behind those that are there.
+    /// Appends refused rows to their file.
     pub(super) fn store_refused(&self, rows: &mut Vec<u8>, position: &mut Position) -> io::Result<()> {
         let (Some(path), Some(reader)) = (&self.refused_file, &self.rows) else { return Ok(()) };
         self.write_refused(path, reader, rows, position).map_err(|error| {
-            io::Error::new(error.kind(), format!("its refused rows can't be written to rejected/: {error}"))
+            io::Error::new(error.kind(), format!("its refused rows cannot be written to rejected/: {error}"))
         })
     }
 
@@ -141,7 +141,7 @@ impl FileReader {
     }
 }
 
-/// A row that is larger than its topic takes.
+/// The refusal of a row that is larger than its topic allows.
 fn too_large<'a>(line: &'a [u8], topic: &str) -> (&'a [u8], RowError) {
     let error = format!("the row is too large for the topic {topic} (its max.message.bytes)");
     (&line[..line.len().min(SHOWN_BYTES)], RowError { error, column: None, columns: None })

@@ -2,7 +2,7 @@ use runtime::{Environment, KafkaSettings};
 
 use super::*;
 
-/// With a broker that never answers: nothing is acknowledged but chunks without a record.
+/// On a broker that never answers: only chunks without a record are acknowledged.
 fn sink() -> Sink {
     let mut env = Environment::of([("KAFKA_BROKER_URL".into(), "127.0.0.1:1".into())]);
     Sink::new(Producer::new(&KafkaSettings::read(&mut env)).expect("a producer"))
@@ -21,7 +21,7 @@ fn read_to_its_end(reader: &mut FileReader, sink: &mut Sink) {
 }
 
 #[test]
-fn a_header_behind_many_blank_lines_is_no_row_when_its_rows_are_sent_again() {
+fn a_header_after_many_blank_lines_is_not_a_row_when_its_rows_are_sent_again() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("a.csv");
     let header = "transaction_id,event_type,date,store_number,item_number,value";
@@ -40,7 +40,7 @@ fn a_header_behind_many_blank_lines_is_no_row_when_its_rows_are_sent_again() {
         let mut reader = FileReader::new(1, "a.csv".into(), gzip, None);
         reader.open(file());
         assert_eq!(reader.step(&mut sink, true).expect("the blank lines"), Step::More);
-        let blank = sink.next_done().expect("they are done").position;
+        let blank = sink.next_done().expect("they are complete").position;
         reader.acknowledge(blank);
         assert_eq!(reader.step(&mut sink, true).expect("the header"), Step::More);
         assert_eq!(reader.event_type(), Some("stock"));

@@ -14,7 +14,6 @@ use std::{
     ffi::OsString,
     io,
     path::PathBuf,
-    sync::mpsc::SyncSender,
     time::{Duration, Instant},
 };
 
@@ -29,7 +28,10 @@ use crate::{
     Settings,
     directory::Directory,
     engine::active_file::{ActiveFile, SliceResult, Stage},
-    find::{scan::Scan, watcher::ChangeWatcher},
+    find::{
+        scan::Scan,
+        watcher::{ChangeWatcher, Waker},
+    },
     finish::{blocked_files::BlockedFiles, late_growth::LateGrowth},
     send::{
         producer::Producer,
@@ -142,7 +144,7 @@ impl Engine {
     }
 
     /// Wakes the thread.
-    pub(crate) fn waker(&self) -> SyncSender<OsString> {
+    pub(crate) fn waker(&self) -> Waker {
         self.watcher.waker()
     }
 

@@ -13,6 +13,7 @@ use crate::{
     Receipt,
     find::file_kind::{FileKind, file_kind},
     finish::receipt::now,
+    progress::VERSION,
     read::{
         file_reader::{FileReader, Step},
         position::Position,
@@ -101,20 +102,21 @@ pub fn import_file(kafka: &KafkaSettings, path: &Path, mut tell: impl FnMut(Impo
         }
     }
     let mut hash_position: Position = reader.position.clone();
-    let (bytes, sha256) = loop {
+    let whole = loop {
         if let Some(whole) = reader.hash_rest(&mut sink, &mut hash_position)? {
             break whole;
         }
     };
     let position = &reader.acknowledged;
     Ok(Receipt {
+        version: VERSION,
         file: shown.to_string_lossy().into_owned(),
         event_type: reader.event_type().map(str::to_owned),
         rows: position.accepted + position.refused,
         accepted: position.accepted,
         refused: position.refused,
-        bytes,
-        sha256,
+        bytes: whole.bytes,
+        sha256: Some(whole.sha256),
         started_at,
         finished_at: now(),
         rejected: None,

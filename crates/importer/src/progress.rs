@@ -1,38 +1,44 @@
 //! The records in `progress/`: how far a file is acknowledged, and, once all of it is, how to finish it.
 
-use std::{ffi::OsString, io, os::unix::ffi::OsStringExt, path::Path};
+use std::{ffi::OsStr, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::finish::receipt::Receipt;
-use crate::read::{
-    position::{Position, digest},
-    source::FileState,
+use crate::{
+    directory::names::StoredName,
+    finish::receipt::Receipt,
+    read::{position::Checkpoint, source::FileState},
 };
 
-/// Of the records below: another version counts as no record, and the file is read from its beginning.
-const VERSION: u32 = 1;
+/// The version of the format of these records and of receipts. A record without a version has the first one;
+/// records of a later version are an error, because resuming without them would send rows again.
+pub(crate) const VERSION: u32 = FIRST_VERSION;
+const FIRST_VERSION: u32 = 1;
 
-/// How far a file is imported: everything before `byte` is acknowledged by Kafka.
+pub(crate) fn first_version() -> u32 {
+    FIRST_VERSION
+}
+
+/// What is read of a record first.
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(default = "first_version")]
+    version: u32,
+}
+
+/// How far a file is imported: everything before the checkpoint is acknowledged by Kafka.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
+    #[serde(default = "first_version")]
     pub(crate) version: u32,
     /// The file's name, for people.
     pub(crate) file: String,
-    /// The file's name, its bytes in hexadecimal.
-    pub(crate) name: String,
-    /// Where to resume, in the unpacked text.
-    pub(crate) byte: u64,
-    /// Lines before that.
-    pub(crate) line: u64,
-    /// Whether that is inside a line that is too long, whose rest is skipped.
-    pub(crate) inside_long_line: bool,
-    pub(crate) accepted: u64,
-    pub(crate) refused: u64,
-    /// The size of the file of refused rows.
-    pub(crate) refused_bytes: u64,
-    /// The SHA-256 of everything before `byte`.
-    pub(crate) sha256: String,
+    /// The file's name.
+    pub(crate) name: StoredName,
+    /// Where to resume.
+    #[serde(flatten)]
+    pub(crate) checkpoint: Checkpoint,
+    /// When the import of the file was started, RFC 3339.
     pub(crate) started_at: String,
 }
 
@@ -53,14 +59,14 @@ pub(crate) struct Resume {
     pub(crate) progress: Progress,
     /// Whether it goes to `rejected/` instead of `done/`.
     pub(crate) to_rejected: bool,
-    /// Its new name, in hexadecimal. `None` if the file is gone.
-    pub(crate) target: Option<String>,
-    /// The new name of the file of refused rows, in hexadecimal.
-    pub(crate) refused_target: Option<String>,
+    /// Its new name. `None` if the file is gone.
+    pub(crate) target: Option<StoredName>,
+    /// The new name of the file of refused rows.
+    pub(crate) refused_target: Option<StoredName>,
     /// That file's size.
     pub(crate) refused_bytes: u64,
-    /// The name of the receipt, in hexadecimal.
-    pub(crate) receipt_target: String,
+    /// The name of the receipt.
+    pub(crate) receipt_target: StoredName,
     /// The identity of the file and the state in which it was read, so that neither another file of the
     /// same name nor a later version is taken for it.
     pub(crate) state: FileState,
@@ -76,22 +82,33 @@ pub(crate) enum Record {
 }
 
 impl Record {
-    /// Reads a record; one that is missing, of another version or damaged (by a power failure) counts
-    /// as none. One that cannot be read now does not: an error names the path.
+    /// Reads a record; `None` if it is missing or damaged (by a power failure). If it cannot be read now, or
+    /// is of a later version, that is an error, which names the path.
     pub(crate) fn read(path: &Path) -> io::Result<Option<Record>> {
-        match std::fs::read(path) {
-            Ok(bytes) => Ok(Record::parse(&bytes)),
+        let parsed = match std::fs::read(path) {
+            Ok(bytes) => Record::parse(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
-        }
+            Err(error) => Err(error),
+        };
+        parsed.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
-    fn parse(bytes: &[u8]) -> Option<Record> {
-        let stored = match serde_json::from_slice(bytes) {
-            Ok(finished) => Record::Finishing(Box::new(finished)),
-            Err(_) => Record::Reading(serde_json::from_slice(bytes).ok()?),
-        };
-        (stored.progress().version == VERSION).then_some(stored)
+    fn parse(bytes: &[u8]) -> io::Result<Option<Record>> {
+        match serde_json::from_slice(bytes) {
+            Ok(Versioned { version }) if version > VERSION => {
+                let reason = format!(
+                    "it has format version {version}, and this importer knows versions up to {VERSION}; run the \
+                     importer that wrote it, or a newer one"
+                );
+                return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+            }
+            Ok(Versioned { .. }) => {}
+            Err(_) => return Ok(None),
+        }
+        Ok(match serde_json::from_slice(bytes) {
+            Ok(finished) => Some(Record::Finishing(Box::new(finished))),
+            Err(_) => serde_json::from_slice(bytes).ok().map(Record::Reading),
+        })
     }
 
     /// Where to resume.
@@ -113,31 +130,22 @@ impl FinishRecord {
 }
 
 impl Progress {
-    /// The progress of a file that is acknowledged up to `position`.
-    pub(crate) fn new(file: String, name: String, position: &Position, started_at: String) -> Progress {
+    /// The progress of the file `name` that is acknowledged up to `checkpoint`.
+    pub(crate) fn new(name: &OsStr, checkpoint: Checkpoint, started_at: String) -> Progress {
         Progress {
             version: VERSION,
-            file,
-            name,
-            byte: position.byte,
-            line: position.line,
-            inside_long_line: position.inside_long_line,
-            accepted: position.accepted,
-            refused: position.refused,
-            refused_bytes: position.refused_bytes,
-            sha256: digest(&position.hash),
+            file: name.to_string_lossy().into_owned(),
+            name: name.into(),
+            checkpoint,
             started_at,
         }
-    }
-
-    pub(crate) fn name(&self) -> Option<OsString> {
-        hex::decode(&self.name).ok().map(OsString::from_vec)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read::position::Position;
 
     #[test]
     fn a_record_that_cannot_be_read_does_not_count_as_missing_or_damaged() {
@@ -151,5 +159,40 @@ mod tests {
         std::fs::create_dir(&path).expect("a directory");
         let error = Record::read(&path).expect_err("a directory").to_string();
         assert!(error.starts_with(&path.display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_record_without_a_version_is_read_and_one_of_a_later_version_is_an_error() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("record.json");
+        let progress = Progress::new(OsStr::new("a.csv"), (&Position::default()).into(), "then".into());
+        let text = serde_json::to_string(&progress).expect("JSON");
+        assert!(text.starts_with(r#"{"version":1,"file":"a.csv","name":"612e637376","byte":0,"#), "{text}");
+        let read = |text: &str| {
+            std::fs::write(&path, text).expect("written");
+            Record::read(&path)
+        };
+        assert_eq!(read(&text).expect("a record"), Some(Record::Reading(progress.clone())));
+        assert_eq!(read(&text.replace(r#""version":1,"#, "")).expect("a record"), Some(Record::Reading(progress)));
+        let error = read(&text.replace(r#""version":1"#, r#""version":2"#)).expect_err("a later version").to_string();
+        assert_eq!(
+            error,
+            format!(
+                "{}: it has format version 2, and this importer knows versions up to 1; run the importer that wrote \
+                 it, or a newer one",
+                path.display()
+            )
+        );
+        // as in receipts before they had a version
+        let receipt = r#"{"file": "a.csv", "event_type": "stock", "rows": 1, "accepted": 1, "refused": 0, "bytes": 9,
+            "sha256": "00", "started_at": "then", "finished_at": "now", "rejected": null, "error": null, "resume": {
+            "progress": {"version": 1, "file": "a.csv", "name": "612e637376", "byte": 9, "line": 2,
+            "inside_long_line": false, "accepted": 1, "refused": 0, "refused_bytes": 0, "sha256": "00",
+            "started_at": "then"}, "to_rejected": false, "target": "612e637376", "refused_target": null,
+            "refused_bytes": 0, "receipt_target": "61", "state": {"device": 1, "inode": 2, "size": 9,
+            "modified_ns": 3}}}"#;
+        let Ok(Some(Record::Finishing(finished))) = read(receipt) else { panic!("not read") };
+        assert_eq!((finished.receipt.version, &*finished.resume.progress.name), (1, OsStr::new("a.csv")));
+        assert!(read(&receipt.replacen('{', r#"{"version": 2, "#, 1)).is_err());
     }
 }

@@ -24,13 +24,13 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
             let _ = ended.send(engine.run());
         })
         .context("starting the importer's thread")?;
-    let ring = async {
+    let wake_on_shutdown = async {
         shutdown.cancelled().await;
-        let _ = waker.try_send(Default::default());
+        waker.wake();
         std::future::pending::<()>().await
     };
     tokio::select! {
         ended = end => ended.map_err(|_| anyhow!("the importer's thread panicked"))?,
-        () = ring => Ok(()),
+        () = wake_on_shutdown => Ok(()),
     }
 }

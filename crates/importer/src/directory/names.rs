@@ -3,10 +3,12 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    ops::Deref,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::Path,
 };
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use sha2::{Digest, Sha256};
 
 use crate::find::file_kind::{FileKind, file_kind};
@@ -30,7 +32,7 @@ pub(crate) fn receipt_name(name: &OsStr) -> OsString {
 }
 
 /// `NAME.csv` for the refused rows of a `NAME.csv` or `NAME.csv.gz`.
-pub(crate) fn rejected_name(name: &OsStr) -> OsString {
+pub(crate) fn refused_rows_name(name: &OsStr) -> OsString {
     match file_kind(name) {
         FileKind::Gzip => OsStr::from_bytes(&name.as_bytes()[..name.len() - 3]).to_owned(),
         _ => name.to_owned(),
@@ -72,14 +74,41 @@ pub(crate) fn free_name_except(directory: &Path, name: &OsStr, is_reserved: impl
     }
 }
 
-/// A name as it is stored in a record.
-pub(crate) fn name_to_hex(name: &OsStr) -> String {
-    hex::encode(name.as_bytes())
+/// A name as it is stored in a record: its bytes in hexadecimal, since names need not be UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoredName(OsString);
+
+impl<T: Into<OsString>> From<T> for StoredName {
+    fn from(name: T) -> StoredName {
+        StoredName(name.into())
+    }
 }
 
-/// A name from a record.
-pub(crate) fn name_from_hex(text: &str) -> OsString {
-    OsString::from_vec(hex::decode(text).unwrap_or_default())
+impl Deref for StoredName {
+    type Target = OsStr;
+
+    fn deref(&self) -> &OsStr {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for StoredName {
+    fn as_ref(&self) -> &Path {
+        self.0.as_ref()
+    }
+}
+
+impl Serialize for StoredName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(self.0.as_bytes()))
+    }
+}
+
+impl<'de> Deserialize<'de> for StoredName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<StoredName, D::Error> {
+        let bytes = hex::decode(String::deserialize(deserializer)?).map_err(D::Error::custom)?;
+        Ok(StoredName(OsString::from_vec(bytes)))
+    }
 }
 
 fn joined(stem: &[u8], end: &[u8]) -> OsString {

@@ -17,6 +17,7 @@ use crate::{
         stability::{QuietPeriods, Stability, Writers, writers},
     },
     metrics,
+    progress::Progress,
     read::{
         file_reader::{FileReader, Step},
         position::Position,
@@ -355,6 +356,11 @@ impl ActiveFile {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// How far it is acknowledged.
+    pub(crate) fn progress(&self) -> Progress {
+        Progress::new(&self.name, self.reader.checkpoint(), self.started_at.clone())
     }
 
     /// It cannot be read further for now.

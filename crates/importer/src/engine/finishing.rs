@@ -12,7 +12,7 @@ use std::{
 use super::Engine;
 use crate::{
     backoff::Backoff,
-    directory::{Directory, names::name_to_hex, write_atomically},
+    directory::{Directory, write_atomically},
     engine::active_file::Stage,
     finish::{
         blocked_files::BlockKind,
@@ -89,7 +89,7 @@ impl Engine {
     pub(super) fn write_progress(&mut self, number: u64) {
         let Some(file) = self.active.get_mut(&number) else { return };
         file.written = Instant::now();
-        let progress = file.reader.progress(&name_to_hex(&file.name), file.started_at.clone());
+        let progress = file.progress();
         let path = self.directory.progress_of(&file.name);
         let written = serde_json::to_vec(&progress).map_err(io::Error::from);
         self.report_io("progress", written.and_then(|json| write_atomically(&path, &json)));
@@ -120,15 +120,12 @@ impl Engine {
         summary.accepted = acknowledged.accepted;
         summary.refused = acknowledged.refused;
         summary.refused_bytes = acknowledged.refused_bytes;
-        let progress = file.reader.progress(&name_to_hex(&file.name), file.started_at.clone());
+        let progress = file.progress();
         let event_type = file.reader.event_type();
         // a receipt that says it is blocked would take its name
         self.blocked.clear(&self.directory, &file.name);
-        let Some(finished) =
-            plan(&self.directory, &self.pending.reserved, progress, event_type, file.stability.state, &summary, now())
-        else {
-            return;
-        };
+        let finished =
+            plan(&self.directory, &self.pending.reserved, progress, event_type, file.stability.state, &summary, now());
         if let Err(error) = completion::write_record(&self.directory, &finished) {
             self.report_io("progress", Err(error));
             return self.finish_later(number);
@@ -292,7 +289,7 @@ impl Engine {
         let mut progress = finished.resume.progress;
         if !self.directory.refused_of(name).exists() {
             // they have their final name: further ones go to another file
-            progress.refused_bytes = 0;
+            progress.checkpoint.refused_bytes = 0;
         }
         Some(progress)
     }
@@ -317,11 +314,12 @@ impl Engine {
                     continue;
                 }
             };
-            let Some((name, stored)) = stored.and_then(|stored| Some((stored.progress().name()?, stored))) else {
+            let Some(stored) = stored else {
                 // a record truncated by a power failure
                 self.report_io("progress", crate::directory::remove(&path));
                 continue;
             };
+            let name = stored.progress().name.to_os_string();
             match stored {
                 Record::Finishing(finished) => {
                     let state = self.directory.input.join(&name).metadata().ok().map(|found| FileState::from(&found));
@@ -335,18 +333,16 @@ impl Engine {
                     }
                 }
                 Record::Reading(progress) => {
-                    if is_gone(&self.directory.input.join(&name))
-                        && let Some(finished) =
-                            completion::plan_for_deleted(&self.directory, &self.pending.reserved, progress)
-                    {
-                        let begun = completion::write_record(&self.directory, &finished);
-                        if begun.is_ok() {
+                    if is_gone(&self.directory.input.join(&name)) {
+                        let finished = completion::plan_for_deleted(&self.directory, &self.pending.reserved, progress);
+                        let written = completion::write_record(&self.directory, &finished);
+                        if written.is_ok() {
                             log_finished(&finished, Duration::ZERO);
                             self.finish_recorded(name, finished, |directory, _, finished| {
                                 carry_out(directory, finished)
                             });
                         }
-                        self.report_io("progress", begun);
+                        self.report_io("progress", written);
                     }
                 }
             }

@@ -105,12 +105,12 @@ impl Engine {
         };
         if let Some(progress) = known {
             let kept = std::fs::metadata(&refused_file).map_or(0, |metadata| metadata.len());
-            if kept >= progress.refused_bytes {
+            if kept >= progress.checkpoint.refused_bytes {
                 if !is_blocked {
-                    tracing::info!("going on with {name:?} at line {}", progress.line + 1);
+                    tracing::info!("going on with {name:?} at line {}", progress.checkpoint.line + 1);
                 }
-                started_at = progress.started_at.clone();
-                reader.resume_from(progress);
+                started_at = progress.started_at;
+                reader.resume_from(progress.checkpoint);
             }
         } else if !is_blocked {
             // its size is logged when it is finished: it may still be being written

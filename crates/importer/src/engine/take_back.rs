@@ -13,11 +13,7 @@ use std::{
 
 use super::Engine;
 use crate::{
-    directory::{
-        Directory,
-        names::{name_to_hex, receipt_name},
-        remove, rename_within, temporary_of,
-    },
+    directory::{Directory, names::receipt_name, remove, rename_within, temporary_of},
     finish::{completion::carry_out, late_growth::GrownFile},
     progress::{FinishRecord, Record},
     read::source::FileState,
@@ -83,10 +79,10 @@ fn record_to_resume(folder: &Path, name: &OsStr) -> Option<(FinishRecord, System
     let Ok(Some(Record::Finishing(mut finished))) = Record::read(&folder.join(&receipt_name)) else { return None };
     let found = folder.join(name).metadata().ok()?;
     let resume = &mut finished.resume;
-    resume.progress.name = name_to_hex(name);
+    resume.progress.name = name.into();
     resume.progress.file = name.to_string_lossy().into_owned();
-    resume.target = Some(name_to_hex(name));
-    resume.receipt_target = name_to_hex(&receipt_name);
+    resume.target = Some(name.into());
+    resume.receipt_target = receipt_name.into();
     resume.state.identity = FileState::from(&found).identity;
     // its refused rows have their final name: further ones go to another file
     (resume.refused_target, resume.refused_bytes) = (None, 0);
@@ -97,8 +93,7 @@ fn record_to_resume(folder: &Path, name: &OsStr) -> Option<(FinishRecord, System
 /// before it, the record becomes the receipt again: if that were newer than the file, the appended rows
 /// would not be noticed again.
 fn write_record(directory: &Directory, finished: &FinishRecord, modified: SystemTime) -> io::Result<()> {
-    let Some(name) = finished.resume.progress.name() else { return Ok(()) };
-    let path = directory.progress_of(&name);
+    let path = directory.progress_of(&finished.resume.progress.name);
     let temporary = temporary_of(&path);
     let mut file = File::create(&temporary)?;
     file.write_all(&finished.text()?)?;
@@ -119,7 +114,7 @@ mod tests {
             late_growth::GrowthScanner,
         },
         progress::Progress,
-        read::position::Position,
+        read::{position::Position, source::WholeFile},
     };
 
     const NAME: &str = "a.csv";
@@ -138,15 +133,14 @@ mod tests {
     fn grown(directory: &Directory, age: Duration) {
         let (name, content) = (OsStr::new(NAME), "the file\n");
         fs::write(directory.input.join(name), content).expect("written");
-        let mut mark = Position::default();
-        mark.advance(content.as_bytes());
-        let progress = Progress::new(NAME.into(), name_to_hex(name), &mark, "then".into());
+        let mut position = Position::default();
+        position.advance(content.as_bytes());
+        let progress = Progress::new(name, (&position).into(), "then".into());
         let state = FileState::from(&directory.input.join(name).metadata().expect("the file"));
-        let whole = (content.len() as u64, hex::encode(Sha256::digest(content)));
+        let whole = WholeFile { bytes: content.len() as u64, sha256: hex::encode(Sha256::digest(content)) };
         let summary = FileSummary { accepted: 1, whole, ..FileSummary::default() };
         let reserved = Reserved::default();
-        let mut finished =
-            plan(directory, &reserved, progress, Some("stock"), state, &summary, "now".into()).expect("decided");
+        let mut finished = plan(directory, &reserved, progress, Some("stock"), state, &summary, "now".into());
         write_finish_record(directory, &finished).expect("written");
         carry_out(directory, &mut finished).expect("completed");
         assert_eq!(reported(directory), 0);

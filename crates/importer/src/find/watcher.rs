@@ -13,7 +13,7 @@ use std::{
 };
 
 use notify::{
-    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
     event::{AccessKind, AccessMode, ModifyKind, RenameMode},
 };
 
@@ -26,31 +26,48 @@ pub(crate) struct Changes {
     pub(crate) overflowed: bool,
 }
 
+/// Wakes [`ChangeWatcher::wait`] from another thread.
+#[derive(Clone)]
+pub(crate) struct Waker(SyncSender<Event>);
+
+impl Waker {
+    /// If the queue is full, the thread will wake up anyway.
+    pub(crate) fn wake(&self) {
+        let _ = self.0.try_send(Event::Wake);
+    }
+}
+
+enum Event {
+    /// This name in `input/` changed.
+    Changed(OsString),
+    Wake,
+}
+
 /// Receives changes and wake-ups.
 pub(crate) struct ChangeWatcher {
-    names: Receiver<OsString>,
-    sender: SyncSender<OsString>,
+    events: Receiver<Event>,
+    sender: SyncSender<Event>,
     overflow: Arc<AtomicBool>,
     _watcher: Option<RecommendedWatcher>,
 }
 
 impl ChangeWatcher {
     pub(crate) fn new() -> ChangeWatcher {
-        let (sender, names) = sync_channel(1024);
-        ChangeWatcher { names, sender, overflow: Arc::default(), _watcher: None }
+        let (sender, events) = sync_channel(1024);
+        ChangeWatcher { events, sender, overflow: Arc::default(), _watcher: None }
     }
 
     /// Watches `input/` (inotify on Linux).
     pub(crate) fn watch(&mut self, input: &Path) -> notify::Result<()> {
         let (sender, overflow) = (self.sender.clone(), self.overflow.clone());
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| match event {
             Ok(event) if is_relevant(event.kind) => {
                 if event.paths.is_empty() {
                     overflow.store(true, Relaxed);
                 }
                 let names = event.paths.iter().filter_map(|path| path.file_name());
                 for name in names {
-                    if sender.try_send(name.to_owned()).is_err() {
+                    if sender.try_send(Event::Changed(name.to_owned())).is_err() {
                         overflow.store(true, Relaxed);
                     }
                 }
@@ -64,15 +81,20 @@ impl ChangeWatcher {
         Ok(())
     }
 
-    /// Wakes [`ChangeWatcher::wait`] from another thread.
-    pub(crate) fn waker(&self) -> SyncSender<OsString> {
-        self.sender.clone()
+    pub(crate) fn waker(&self) -> Waker {
+        Waker(self.sender.clone())
     }
 
     /// Waits for a change, or for `time` at most.
     pub(crate) fn wait(&self, time: Duration) -> Changes {
-        let first = if time.is_zero() { self.names.try_recv().ok() } else { self.names.recv_timeout(time).ok() };
-        let names = first.into_iter().chain(self.names.try_iter().take(1024)).collect();
+        let first = if time.is_zero() { self.events.try_recv().ok() } else { self.events.recv_timeout(time).ok() };
+        let events = first.into_iter().chain(self.events.try_iter().take(1024));
+        let names = events
+            .filter_map(|event| match event {
+                Event::Changed(name) => Some(name),
+                Event::Wake => None,
+            })
+            .collect();
         Changes { names, overflowed: self.overflow.swap(false, Relaxed) }
     }
 }

@@ -18,6 +18,7 @@ use crate::{
         remove, write_atomically,
     },
     finish::receipt::{Receipt, now},
+    progress::VERSION,
 };
 
 /// How many of each kind are remembered. Further unreadable ones are tried whenever they are listed; further
@@ -115,13 +116,14 @@ impl BlockedFiles {
         tracing::error!("{name:?} in {} can't be imported now and stays there: {reason}", directory.input.display());
         let time = now();
         let receipt = Receipt {
+            version: VERSION,
             file: name.to_string_lossy().into_owned(),
             event_type: None,
             rows: 0,
             accepted: 0,
             refused: 0,
             bytes: 0,
-            sha256: String::new(),
+            sha256: None,
             started_at: time.clone(),
             finished_at: time,
             rejected: None,

@@ -19,12 +19,12 @@ use sha2::{Digest, Sha256};
 use crate::{
     directory::{
         Directory,
-        names::{free_name_except, name_from_hex, name_to_hex, receipt_name, rejected_name},
+        names::{StoredName, free_name_except, receipt_name, refused_rows_name},
         remove, rename, rename_within, temporary_of, write_atomically,
     },
     finish::receipt::{Receipt, now},
-    progress::{FinishRecord, Progress, Resume},
-    read::source::{FileState, Links, open},
+    progress::{FinishRecord, Progress, Resume, VERSION},
+    read::source::{FileState, Links, WholeFile, open},
 };
 
 /// Where files will go that are being copied to another file system or cannot be moved yet, by their names in
@@ -47,7 +47,7 @@ pub(crate) struct FileSummary {
     /// The size of the file of refused rows.
     pub(crate) refused_bytes: u64,
     /// The size and the SHA-256 of the whole file.
-    pub(crate) whole: (u64, String),
+    pub(crate) whole: WholeFile,
 }
 
 /// The result of carrying out a finish record.
@@ -70,22 +70,23 @@ pub(crate) fn plan(
     state: FileState,
     summary: &FileSummary,
     now: String,
-) -> Option<FinishRecord> {
-    let name = progress.name()?;
+) -> FinishRecord {
+    let name = progress.name.clone();
     let to_rejected = summary.error.is_some() && !summary.gone;
     let folder = if to_rejected { &directory.rejected } else { &directory.done };
     let target = free_name_except(folder, &name, |path| is_reserved(reserved, &name, path));
     let refused_target = (summary.refused_bytes > 0)
-        .then(|| name_for_refused_rows(directory, reserved, &name, to_rejected.then_some(&target)));
+        .then(|| name_for_refused_rows(directory, reserved, &name, to_rejected.then_some(target.as_os_str())));
     let FileSummary { accepted, refused, .. } = *summary;
     let receipt = Receipt {
+        version: VERSION,
         file: progress.file.clone(),
         event_type: event_type.map(str::to_owned),
         rows: accepted + refused,
         accepted,
         refused,
-        bytes: summary.whole.0,
-        sha256: summary.whole.1.clone(),
+        bytes: summary.whole.bytes,
+        sha256: Some(summary.whole.sha256.clone()),
         started_at: progress.started_at.clone(),
         finished_at: now,
         rejected: refused_target.as_ref().map(|name| name.to_string_lossy().into_owned()),
@@ -95,26 +96,21 @@ pub(crate) fn plan(
     };
     let resume = Resume {
         to_rejected,
-        receipt_target: name_to_hex(&receipt_name(&target)),
-        target: (!summary.gone).then(|| name_to_hex(&target)),
-        refused_target: refused_target.map(|name| name_to_hex(&name)),
+        receipt_target: receipt_name(&target).into(),
+        target: (!summary.gone).then(|| target.into()),
+        refused_target: refused_target.map(Into::into),
         refused_bytes: summary.refused_bytes,
         state,
         progress,
     };
-    Some(FinishRecord { receipt, resume })
+    FinishRecord { receipt, resume }
 }
 
 /// A free name in `rejected/` for the refused rows of the file `name`. `whole`: the name of the file itself, if
 /// it goes there too.
-fn name_for_refused_rows(
-    directory: &Directory,
-    reserved: &Reserved,
-    name: &OsStr,
-    whole: Option<&OsString>,
-) -> OsString {
-    let mut wanted = rejected_name(name);
-    if Some(&wanted) == whole {
+fn name_for_refused_rows(directory: &Directory, reserved: &Reserved, name: &OsStr, whole: Option<&OsStr>) -> OsString {
+    let mut wanted = refused_rows_name(name);
+    if Some(wanted.as_os_str()) == whole {
         // must not be confused with the file itself
         wanted = OsString::from(format!("rows-of-{}", wanted.display()));
     }
@@ -130,16 +126,16 @@ fn is_reserved(reserved: &Reserved, name: &OsStr, path: &Path) -> bool {
 /// other files may have taken the names since.
 fn replan(directory: &Directory, reserved: &Reserved, finished: &mut FinishRecord) {
     let resume = &finished.resume;
-    let Some(name) = resume.progress.name() else { return };
+    let name = resume.progress.name.clone();
     let folder = if resume.to_rejected { &directory.rejected } else { &directory.done };
-    let is_there = |folder: &Path, name: &str| folder.join(name_from_hex(name)).symlink_metadata().is_ok();
-    let is_here = state_of(&directory.input.join(&name)).is_some_and(|here| here.identity == resume.state.identity);
+    let is_there = |folder: &Path, name: &StoredName| folder.join(name).symlink_metadata().is_ok();
+    let is_here = state_of(&directory.input.join(&*name)).is_some_and(|here| here.identity == resume.state.identity);
     let is_taken = match &resume.target {
-        Some(target) if is_here && is_reserved(reserved, &name, &folder.join(name_from_hex(target))) => true,
-        Some(target) if is_here && is_copy(&folder.join(name_from_hex(target)), finished) => false,
+        Some(target) if is_here && is_reserved(reserved, &name, &folder.join(target)) => true,
+        Some(target) if is_here && is_copy(&folder.join(target), finished) => false,
         Some(target) if is_here => is_there(folder, target) || is_there(folder, &resume.receipt_target),
         // it was moved there, or is gone since; on another file system it has another identity
-        Some(target) => state_of(&folder.join(name_from_hex(target))).is_some_and(|there| {
+        Some(target) => state_of(&folder.join(target)).is_some_and(|there| {
             there.identity.device == resume.state.identity.device && there.identity != resume.state.identity
         }),
         None => is_there(folder, &resume.receipt_target),
@@ -147,39 +143,38 @@ fn replan(directory: &Directory, reserved: &Reserved, finished: &mut FinishRecor
     let resume = &mut finished.resume;
     if is_taken {
         let target = free_name_except(folder, &name, |path| is_reserved(reserved, &name, path));
-        resume.receipt_target = name_to_hex(&receipt_name(&target));
-        resume.target = resume.target.is_some().then(|| name_to_hex(&target));
+        resume.receipt_target = receipt_name(&target).into();
+        resume.target = resume.target.is_some().then(|| target.into());
     }
     if let Some(target) = &resume.refused_target
         && directory.refused_of(&name).exists()
         && is_there(&directory.rejected, target)
     {
-        let whole = resume.target.as_deref().filter(|_| resume.to_rejected).map(name_from_hex);
-        let target = name_for_refused_rows(directory, reserved, &name, whole.as_ref());
+        let whole = resume.target.as_deref().filter(|_| resume.to_rejected);
+        let target = name_for_refused_rows(directory, reserved, &name, whole);
         finished.receipt.rejected = Some(target.to_string_lossy().into_owned());
-        resume.refused_target = Some(name_to_hex(&target));
+        resume.refused_target = Some(target.into());
     }
 }
 
 /// Writes the finish record: from here on, a crash leaves everything that is needed to finish the file.
 pub(crate) fn write_record(directory: &Directory, finished: &FinishRecord) -> io::Result<()> {
-    let Some(name) = finished.resume.progress.name() else { return Ok(()) };
-    write_atomically(&directory.progress_of(&name), &finished.text()?)
+    write_atomically(&directory.progress_of(&finished.resume.progress.name), &finished.text()?)
 }
 
 /// Carries out what the record says, as far as it is not done yet. Errors name the path.
 pub(crate) fn carry_out(directory: &Directory, finished: &mut FinishRecord) -> io::Result<FinishResult> {
     let resume = &finished.resume;
-    let Some(name) = resume.progress.name() else { return Ok(FinishResult::Finished) };
-    if let Err(error) = directory.input.join(&name).symlink_metadata()
+    let name = &resume.progress.name;
+    if let Err(error) = directory.input.join(name).symlink_metadata()
         && error.kind() != io::ErrorKind::NotFound
     {
         // it may still be there, and must not count as moved
-        return with_path(&directory.input.join(&name), Err(error));
+        return with_path(&directory.input.join(name), Err(error));
     }
     let folder = if resume.to_rejected { &directory.rejected } else { &directory.done };
     if let Some(target) = &resume.target {
-        let (from, to) = (directory.input.join(&name), folder.join(name_from_hex(target)));
+        let (from, to) = (directory.input.join(name), folder.join(target));
         match state_of(&from) {
             Some(here) if here == resume.state && is_copy(&to, finished) => {
                 let is_removed = with_path(&from, remove_original(&from, &to, resume.state))?;
@@ -191,7 +186,7 @@ pub(crate) fn carry_out(directory: &Directory, finished: &mut FinishRecord) -> i
                 match rename_within(&from, &to) {
                     Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                         // named after the source, so that no two copies share a name
-                        return Ok(FinishResult::NeedsCopy { from, copy: temporary_of(&folder.join(&name)), to });
+                        return Ok(FinishResult::NeedsCopy { from, copy: temporary_of(&folder.join(name)), to });
                     }
                     renamed => with_path(&to, renamed)?,
                 }
@@ -207,10 +202,10 @@ pub(crate) fn carry_out(directory: &Directory, finished: &mut FinishRecord) -> i
             _ => {}
         }
     }
-    let refused = directory.refused_of(&name);
+    let refused = directory.refused_of(name);
     match &resume.refused_target {
         Some(target) if refused.exists() => {
-            let target = directory.rejected.join(name_from_hex(target));
+            let target = directory.rejected.join(target);
             let cut = || File::options().write(true).open(&refused)?.set_len(resume.refused_bytes);
             with_path(&refused, cut())?;
             with_path(&target, rename_within(&refused, &target))?;
@@ -218,8 +213,8 @@ pub(crate) fn carry_out(directory: &Directory, finished: &mut FinishRecord) -> i
         Some(_) => {}
         None => with_path(&refused, remove(&refused))?,
     }
-    let receipt = folder.join(name_from_hex(&resume.receipt_target));
-    with_path(&receipt, rename(&directory.progress_of(&name), &receipt))?;
+    let receipt = folder.join(&resume.receipt_target);
+    with_path(&receipt, rename(&directory.progress_of(name), &receipt))?;
     Ok(FinishResult::Finished)
 }
 
@@ -230,9 +225,9 @@ pub(crate) fn carry_out_copied(
     reserved: &Reserved,
     finished: &mut FinishRecord,
 ) -> io::Result<FinishResult> {
-    let Some(name) = finished.resume.progress.name() else { return Ok(FinishResult::Finished) };
+    let name = finished.resume.progress.name.clone();
     let folder = if finished.resume.to_rejected { &directory.rejected } else { &directory.done };
-    let copy = temporary_of(&folder.join(&name));
+    let copy = temporary_of(&folder.join(&*name));
     let ended = replan_and_carry_out(directory, reserved, finished).and_then(|end| match end {
         FinishResult::NeedsCopy { from, to, .. } => {
             let replaced = replace(&from, &copy, &to, finished.resume.state);
@@ -271,10 +266,10 @@ fn remove_original(from: &Path, to: &Path, state: FileState) -> io::Result<bool>
 
 /// Whether `path` is the copy of a file that a crash prevented from being removed.
 fn is_copy(path: &Path, finished: &FinishRecord) -> bool {
-    let (state, receipt) = (finished.resume.state, name_from_hex(&finished.resume.receipt_target));
+    let (state, receipt) = (finished.resume.state, &finished.resume.receipt_target);
     state_of(path).is_some_and(|there| there.identity.device != state.identity.device && there.size == state.size)
-        && !path.with_file_name(receipt).exists()
-        && sha256_of(path).is_ok_and(|sha256| sha256 == finished.receipt.sha256)
+        && !path.with_file_name(&**receipt).exists()
+        && sha256_of(path).is_ok_and(|sha256| finished.receipt.sha256.as_ref() == Some(&sha256))
 }
 
 fn sha256_of(path: &Path) -> io::Result<String> {
@@ -306,15 +301,18 @@ pub(crate) fn replan_and_carry_out(
 }
 
 /// The record of a file that was deleted from `input/` while no importer was running.
-pub(crate) fn plan_for_deleted(directory: &Directory, reserved: &Reserved, progress: Progress) -> Option<FinishRecord> {
+pub(crate) fn plan_for_deleted(directory: &Directory, reserved: &Reserved, progress: Progress) -> FinishRecord {
     let summary = FileSummary {
-        error: Some(format!("the file was deleted while being read; {} of its rows were imported", progress.accepted)),
+        error: Some(format!(
+            "the file was deleted while being read; {} of its rows were imported",
+            progress.checkpoint.accepted
+        )),
         gone: true,
         unterminated: false,
-        accepted: progress.accepted,
-        refused: progress.refused,
-        refused_bytes: progress.refused_bytes,
-        whole: (progress.byte, progress.sha256.clone()),
+        accepted: progress.checkpoint.accepted,
+        refused: progress.checkpoint.refused,
+        refused_bytes: progress.checkpoint.refused_bytes,
+        whole: WholeFile { bytes: progress.checkpoint.byte, sha256: progress.checkpoint.sha256.clone() },
     };
     plan(directory, reserved, progress, None, FileState::default(), &summary, now())
 }

@@ -5,11 +5,12 @@ use std::{
     ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, Sender, SyncSender, channel},
+    sync::mpsc::{Receiver, Sender, channel},
 };
 
 use crate::{
     directory::{remove, temporary_of},
+    find::watcher::Waker,
     read::source::{FileState, Links, open},
 };
 
@@ -34,7 +35,7 @@ pub(crate) struct Copier {
 
 impl Copier {
     /// Starts the thread, which ends when this value is dropped. `waker` is used after each copy.
-    pub(crate) fn start(waker: SyncSender<OsString>) -> io::Result<Copier> {
+    pub(crate) fn start(waker: Waker) -> io::Result<Copier> {
         let (copies, wanted) = channel::<CopyJob>();
         let (sender, done) = channel();
         let work = move || {
@@ -43,7 +44,7 @@ impl Copier {
                 if sender.send((copy.name, copied)).is_err() {
                     return;
                 }
-                let _ = waker.try_send(OsString::new());
+                waker.wake();
             }
         };
         std::thread::Builder::new().name("copier".into()).spawn(work)?;

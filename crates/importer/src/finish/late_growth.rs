@@ -18,7 +18,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     directory::{Directory, names::receipt_name},
-    find::file_kind::{FileKind, file_kind},
+    find::{
+        file_kind::{FileKind, file_kind},
+        watcher::Waker,
+    },
     progress::{FinishRecord, Record},
     read::source::FileState,
 };
@@ -46,7 +49,7 @@ pub(crate) struct LateGrowth {
 
 impl LateGrowth {
     /// Starts the thread. `waker` is used for every reported file.
-    pub(crate) fn start(directory: &Directory, waker: SyncSender<OsString>) -> io::Result<LateGrowth> {
+    pub(crate) fn start(directory: &Directory, waker: Waker) -> io::Result<LateGrowth> {
         let (sender, found) = sync_channel(100);
         let (stop, stopped) = sync_channel(0);
         let folders = [directory.done.clone(), directory.rejected.clone()];
@@ -56,7 +59,7 @@ impl LateGrowth {
                 let begun = Instant::now();
                 for folder in &folders {
                     let report = |grown| {
-                        let _ = waker.try_send(OsString::new());
+                        waker.wake();
                         sender.send(grown).is_ok()
                     };
                     if !scanner.scan(folder, *folder == folders[1], report) {
@@ -122,6 +125,9 @@ impl GrowthScanner {
                         );
                     }
                 },
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    tracing::warn!("cannot check whether {} has grown: {error}", path.display());
+                }
                 _ => continue,
             }
             if self.known.len() >= MAX_REMEMBERED {
@@ -171,7 +177,7 @@ fn compare(path: &Path, finished: &FinishRecord, state: FileState) -> io::Result
             Err(error) => return Err(error),
         }
     }
-    Ok(match hex::encode(hash.finalize()) == finished.receipt.sha256 {
+    Ok(match finished.receipt.sha256 == Some(hex::encode(hash.finalize())) {
         false => Comparison::Different,
         true if state.size > bytes => Comparison::Grown,
         true => Comparison::Same,

@@ -3,9 +3,14 @@
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use crate::progress::first_version;
+
 /// The result of importing a file: `NAME.receipt.json` next to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
+    /// The version of this format. Receipts without it have the first one.
+    #[serde(default = "first_version")]
+    pub version: u32,
     /// The file's name in `input/`.
     pub file: String,
     /// The type of its events, if its header was read.
@@ -16,10 +21,10 @@ pub struct Receipt {
     pub accepted: u64,
     /// Rows that are on the errors topic, acknowledged.
     pub refused: u64,
-    /// The size of the file.
+    /// The size of the file; 0 if it could not be read.
     pub bytes: u64,
-    /// The SHA-256 of the file.
-    pub sha256: String,
+    /// The SHA-256 of the file, if it could be read.
+    pub sha256: Option<String>,
     /// When its import was started, RFC 3339.
     pub started_at: String,
     /// When its last row was acknowledged.

@@ -9,11 +9,10 @@ use events::{Header, RowReader, csv::row::is_blank};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::{
-    progress::Progress,
     read::{
         lines::{Lines, Piece},
-        position::{LastBytes, Position, digest},
-        source::{Source, SourceError},
+        position::{Checkpoint, LastBytes, Position, digest},
+        source::{Source, SourceError, WholeFile},
     },
     send::{
         producer::Producer,
@@ -60,6 +59,16 @@ impl OneByOne {
     }
 }
 
+/// What the header line says about the rows that follow.
+struct Table {
+    rows: RowReader,
+    header_line: Vec<u8>,
+    /// Where the line after the header begins.
+    begin: u64,
+    /// Where the events go.
+    topic: String,
+}
+
 /// A file that is being read.
 pub(crate) struct FileReader {
     id: u64,
@@ -67,11 +76,8 @@ pub(crate) struct FileReader {
     name: String,
     gzip: bool,
     pub(crate) source: Option<Source>,
-    rows: Option<RowReader>,
-    /// Where the line after the header begins; `None` until the header is read.
-    rows_begin: Option<u64>,
-    header_line: Vec<u8>,
-    topic: String,
+    /// `None` until the header is read.
+    table: Option<Table>,
     refused_file: Option<PathBuf>,
     /// Whether a refused row is stored before its refusal is sent, because storing one has failed before:
     /// otherwise its refusal and the rows around it would be sent again with every retry.
@@ -84,8 +90,8 @@ pub(crate) struct FileReader {
     before_last_line: Option<Position>,
     /// Chunks that are not acknowledged.
     pub(crate) in_flight: u32,
-    /// The progress of an earlier process, up to which the file is only compared.
-    replay: Option<Progress>,
+    /// The position of an earlier reading, up to which the file is only compared.
+    replay: Option<Checkpoint>,
     /// Rows that Kafka has refused because of their size, by their first byte, and how often.
     oversized: BTreeMap<u64, u8>,
     /// How far rows are sent one at a time, because one of them fails.
@@ -100,10 +106,7 @@ impl FileReader {
             name,
             gzip,
             source: None,
-            rows: None,
-            rows_begin: None,
-            header_line: Vec::new(),
-            topic: String::new(),
+            table: None,
             refused_file,
             is_careful: false,
             position: Position::default(),
@@ -148,7 +151,7 @@ impl FileReader {
 
     /// The type of its events, once the header is read.
     pub(crate) fn event_type(&self) -> Option<&'static str> {
-        self.rows.as_ref().map(|rows| rows.header().event_type.name)
+        self.table.as_ref().map(|table| table.rows.header().event_type.name)
     }
 
     /// Bytes of the file that were read; of a `.csv.gz`, packed bytes.
@@ -168,8 +171,8 @@ impl FileReader {
     }
 
     /// Where to resume after a restart, or when the file grows.
-    pub(crate) fn progress(&self, name: &str, started_at: String) -> Progress {
-        Progress::new(self.name.clone(), name.to_owned(), self.resume_at(), started_at)
+    pub(crate) fn checkpoint(&self) -> Checkpoint {
+        self.resume_at().into()
     }
 
     /// Everything before this position is acknowledged, and is final even if the file grows; a last line
@@ -212,7 +215,7 @@ impl FileReader {
     /// line break are a line too.
     pub(crate) fn step(&mut self, sink: &mut Sink, last: bool) -> Result<Step, io::Error> {
         let Some(source) = self.source.as_mut() else { return Ok(Step::End { rest: false }) };
-        if let (Some(replay), Some(_)) = (&self.replay, &self.rows) {
+        if let (Some(replay), Some(_)) = (&self.replay, &self.table) {
             let left = replay.byte.saturating_sub(self.position.byte);
             let length = usize::try_from(left).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
             return match source.fill(self.position.byte, &mut sink.buffer[..length]) {
@@ -231,7 +234,7 @@ impl FileReader {
         let mut lines = Lines::new(&sink.buffer[..filled], self.position.inside_long_line, last && at_end);
         let mut position = self.position.clone();
         let mut step = Step::More;
-        if self.rows.is_some() {
+        if self.table.is_some() {
             sink.producer.update_clock();
             let most = if self.is_one_by_one() { 1 } else { sink.budget };
             let sent =
@@ -239,14 +242,14 @@ impl FileReader {
             step = sent.inspect_err(|_| sink.refused.clear())?;
         } else if let Err(reason) = self.read_header(&sink.producer, &mut lines, &mut position) {
             return Ok(Step::Corrupt(reason));
-        } else if self.rows.is_none() && at_end && last {
+        } else if self.table.is_none() && at_end && last {
             let reason = if self.position.byte + filled as u64 == 0 {
                 "the file is empty"
             } else {
                 "the file has no header line, only blank ones"
             };
             return Ok(Step::Corrupt(reason.into()));
-        } else if self.rows.is_none() && !at_end && lines.consumed() == 0 {
+        } else if self.table.is_none() && !at_end && lines.consumed() == 0 {
             return Ok(Step::Corrupt("the file has no header line".into()));
         }
         if !sink.refused.is_empty() {
@@ -302,35 +305,32 @@ impl FileReader {
                 return Err(format!("the header line is longer than {MAX_HEADER_BYTES} bytes"));
             }
             let header = Header::read(line).map_err(|error| error.to_string())?;
-            producer.topic_of(header.event_type).clone_into(&mut self.topic);
-            self.header_line = line.to_vec();
-            self.rows = Some(RowReader::new(header));
-            self.rows_begin = Some(self.position.byte + lines.consumed() as u64);
+            self.table = Some(Table {
+                topic: producer.topic_of(header.event_type).to_owned(),
+                rows: RowReader::new(header),
+                header_line: line.to_vec(),
+                begin: self.position.byte + lines.consumed() as u64,
+            });
             break;
         }
         Ok(())
     }
 
-    /// Hashes the rest of the file, one buffer at a time; at its end, returns the size and the SHA-256 of the
-    /// whole file.
-    pub(crate) fn hash_rest(
-        &mut self,
-        sink: &mut Sink,
-        hash_position: &mut Position,
-    ) -> io::Result<Option<(u64, String)>> {
-        let Some(source) = self.source.as_mut() else {
-            return Ok(Some((self.position.byte, digest(&self.position.hash))));
+    /// Hashes the rest of the file, one buffer at a time; returns the whole file at its end.
+    pub(crate) fn hash_rest(&mut self, sink: &mut Sink, hash_position: &mut Position) -> io::Result<Option<WholeFile>> {
+        let whole = |position: &Position| WholeFile { bytes: position.byte, sha256: digest(&position.hash) };
+        let source = match self.source.as_mut() {
+            None => return Ok(Some(whole(&self.position))),
+            Some(Source::Gzip(gzip)) => return gzip.hash_rest(&mut sink.buffer),
+            Some(source) => source,
         };
-        if self.gzip {
-            return source.hash_rest(&mut sink.buffer);
-        }
         let filled = match source.fill(hash_position.byte, &mut sink.buffer) {
             Ok(filled) => filled,
             Err(SourceError::Io(error)) => return Err(error),
             Err(SourceError::Corrupt(_)) => 0,
         };
         hash_position.advance(&sink.buffer[..filled]);
-        Ok((filled == 0).then(|| (hash_position.byte, digest(&hash_position.hash))))
+        Ok((filled == 0).then(|| whole(hash_position)))
     }
 }
 

@@ -1,5 +1,6 @@
 //! A position in a file.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// A position in a file, and what was read before it.
@@ -60,4 +61,35 @@ impl Position {
 /// The digest so far, in hexadecimal; the hash can be continued.
 pub(crate) fn digest(hash: &Sha256) -> String {
     hex::encode(hash.clone().finalize())
+}
+
+/// A position as it is stored, to resume there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Checkpoint {
+    /// Where to resume, in the unpacked text.
+    pub(crate) byte: u64,
+    /// Lines before that.
+    pub(crate) line: u64,
+    /// Whether that is inside a line that is too long, whose rest is skipped.
+    pub(crate) inside_long_line: bool,
+    pub(crate) accepted: u64,
+    pub(crate) refused: u64,
+    /// The size of the file of refused rows.
+    pub(crate) refused_bytes: u64,
+    /// The SHA-256 of everything before `byte`.
+    pub(crate) sha256: String,
+}
+
+impl From<&Position> for Checkpoint {
+    fn from(position: &Position) -> Checkpoint {
+        Checkpoint {
+            byte: position.byte,
+            line: position.line,
+            inside_long_line: position.inside_long_line,
+            accepted: position.accepted,
+            refused: position.refused,
+            refused_bytes: position.refused_bytes,
+            sha256: digest(&position.hash),
+        }
+    }
 }

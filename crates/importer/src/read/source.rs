@@ -105,6 +105,13 @@ fn what(metadata: &Metadata) -> &'static str {
     }
 }
 
+/// The size and the SHA-256 of a whole file, in hexadecimal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct WholeFile {
+    pub(crate) bytes: u64,
+    pub(crate) sha256: String,
+}
+
 /// An open file.
 pub(crate) enum Source {
     /// Can be read at any position.
@@ -203,24 +210,19 @@ impl Source {
             Source::Gzip(gzip) => Some(gzip.decoder.get_ref().get_ref().bytes),
         }
     }
-
-    /// For a `.gz`: hashes the rest of the packed file, up to `buffer.len()` bytes at a time; at its end,
-    /// returns its size and SHA-256. (Those of a plain file are known to its reader.)
-    pub(crate) fn hash_rest(&mut self, buffer: &mut [u8]) -> io::Result<Option<(u64, String)>> {
-        match self {
-            Source::Plain(_) => Ok(Some((0, String::new()))),
-            Source::Gzip(gzip) => {
-                let hashed = gzip.decoder.get_mut().get_mut();
-                if hashed.read(buffer)? > 0 {
-                    return Ok(None);
-                }
-                Ok(Some((hashed.bytes, digest(&hashed.hash))))
-            }
-        }
-    }
 }
 
 impl Gzip {
+    /// Hashes the rest of the packed file, up to `buffer.len()` bytes at a time; returns the whole file at its
+    /// end.
+    pub(crate) fn hash_rest(&mut self, buffer: &mut [u8]) -> io::Result<Option<WholeFile>> {
+        let hashed = self.decoder.get_mut().get_mut();
+        if hashed.read(buffer)? > 0 {
+            return Ok(None);
+        }
+        Ok(Some(WholeFile { bytes: hashed.bytes, sha256: digest(&hashed.hash) }))
+    }
+
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
         let mut filled = self.unread.len().min(buffer.len());
         buffer[..filled].copy_from_slice(&self.unread[..filled]);

@@ -25,15 +25,15 @@ fn with_record(directory: &Directory) -> FinishRecord {
 }
 
 fn with_record_of(directory: &Directory, reserved: &Reserved, name: &str, content: &str) -> FinishRecord {
-    let (file, name) = (name, OsStr::new(name));
+    let name = OsStr::new(name);
     fs::write(directory.input.join(name), content).expect("written");
     // the previous process sent more than was acknowledged, and was killed
     fs::write(directory.refused_of(name), "refused rows, and more").expect("written");
-    let progress = Progress::new(file.into(), name_to_hex(name), &Position::default(), "then".into());
+    let progress = Progress::new(name, (&Position::default()).into(), "then".into());
     let state = state_of(&directory.input.join(name)).expect("the file");
-    let whole = (content.len() as u64, hex::encode(Sha256::digest(content)));
+    let whole = WholeFile { bytes: content.len() as u64, sha256: hex::encode(Sha256::digest(content)) };
     let summary = FileSummary { accepted: 1, refused: 1, refused_bytes: 12, whole, ..FileSummary::default() };
-    let finished = plan(directory, reserved, progress, Some("stock"), state, &summary, "now".into()).expect("decided");
+    let finished = plan(directory, reserved, progress, Some("stock"), state, &summary, "now".into());
     write_record(directory, &finished).expect("written");
     finished
 }

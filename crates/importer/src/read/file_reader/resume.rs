@@ -1,16 +1,13 @@
 //! Reading a file again: after a failure of the producer, or where an earlier process stopped.
 
 use super::{FileReader, Step};
-use crate::{
-    progress::Progress,
-    read::position::{Position, digest},
-};
+use crate::read::position::{Checkpoint, Position, digest};
 
 impl FileReader {
     /// Resumes where an earlier process stopped, if the file is still the same up to there.
-    pub(crate) fn resume_from(&mut self, progress: Progress) {
+    pub(crate) fn resume_from(&mut self, checkpoint: Checkpoint) {
         // before the first row there is nothing to resume
-        self.replay = (progress.accepted + progress.refused > 0).then_some(progress);
+        self.replay = (checkpoint.accepted + checkpoint.refused > 0).then_some(checkpoint);
     }
 
     /// Goes back to what is acknowledged. The file must be opened again. `compare`: what was read may have
@@ -21,16 +18,13 @@ impl FileReader {
         self.acknowledged = self.resume_at().clone();
         self.before_last_line = None;
         if self.replay.is_none() && (self.gzip || compare) {
-            self.resume_from(self.progress("", String::new()));
+            self.resume_from(self.checkpoint());
             if self.replay.is_none() {
                 self.acknowledged = Position::default();
             }
         }
         self.position = if self.replay.is_some() { Position::default() } else { self.acknowledged.clone() };
-        if self.rows_begin.is_some_and(|rows_begin| self.position.byte < rows_begin) {
-            self.rows = None;
-            self.rows_begin = None;
-        }
+        self.table.take_if(|table| self.position.byte < table.begin);
     }
 
     /// Whether the part that was read before is still being compared.

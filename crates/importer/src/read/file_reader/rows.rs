@@ -4,12 +4,12 @@
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
 use events::{
-    Row, RowError, RowReader,
+    Row, RowError,
     csv::row::is_blank,
     dead_letter::{self, RowLocation},
 };
 
-use super::{FileReader, Step};
+use super::{FileReader, Step, Table};
 use crate::{
     read::{
         lines::{Lines, MAX_LINE_BYTES, Piece, SHOWN_BYTES},
@@ -38,7 +38,7 @@ impl FileReader {
     ) -> io::Result<Step> {
         let mut sent = 0;
         while let Some(piece) = lines.next() {
-            let Some(rows) = self.rows.as_mut() else { break };
+            let Some(Table { rows, topic, .. }) = &self.table else { break };
             let byte = self.position.byte + lines.start() as u64;
             let known = if self.oversized.is_empty() { None } else { self.oversized.get(&byte) };
             let (line, error) = match piece {
@@ -46,12 +46,10 @@ impl FileReader {
                     position.line += 1;
                     continue;
                 }
-                Piece::Line(line) if known.is_some() => too_large(line, &self.topic),
+                Piece::Line(line) if known.is_some() => too_large(line, topic),
                 Piece::Line(line) => match rows.read(line, row) {
-                    Ok(()) if !producer.fits(&self.topic, row.key.len() + row.payload.len()) => {
-                        too_large(line, &self.topic)
-                    }
-                    Ok(()) => match producer.send(&self.topic, &row.key, &row.payload) {
+                    Ok(()) if !producer.fits(topic, row.key.len() + row.payload.len()) => too_large(line, topic),
+                    Ok(()) => match producer.send(topic, &row.key, &row.payload) {
                         SendResult::Sent => {
                             position.line += 1;
                             position.accepted += 1;
@@ -88,7 +86,7 @@ impl FileReader {
                 refused.clear();
             }
             let place = RowLocation { file: &self.name, line: position.line + 1, byte, column: error.column };
-            let letter = dead_letter::of_row(producer.errors_topic(), place, &self.topic, line, &error);
+            let letter = dead_letter::of_row(producer.errors_topic(), place, topic, line, &error);
             let unsendable = known.is_some_and(|times| *times > 1) || !producer.fits_dead_letter(&letter);
             if unsendable {
                 tracing::error!(
@@ -115,22 +113,16 @@ impl FileReader {
 
     /// Appends refused rows to their file.
     pub(super) fn store_refused(&self, rows: &mut Vec<u8>, position: &mut Position) -> io::Result<()> {
-        let (Some(path), Some(reader)) = (&self.refused_file, &self.rows) else { return Ok(()) };
-        self.write_refused(path, reader, rows, position).map_err(|error| {
+        let (Some(path), Some(table)) = (&self.refused_file, &self.table) else { return Ok(()) };
+        self.write_refused(path, table, rows, position).map_err(|error| {
             io::Error::new(error.kind(), format!("its refused rows cannot be written to rejected/: {error}"))
         })
     }
 
-    fn write_refused(
-        &self,
-        path: &Path,
-        reader: &RowReader,
-        rows: &mut Vec<u8>,
-        position: &mut Position,
-    ) -> io::Result<()> {
+    fn write_refused(&self, path: &Path, table: &Table, rows: &mut Vec<u8>, position: &mut Position) -> io::Result<()> {
         if position.refused_bytes == 0 {
             let mut header = Vec::new();
-            refused_rows::write_header(&mut header, &self.header_line, reader.header().ends_in_error);
+            refused_rows::write_header(&mut header, &table.header_line, table.rows.header().ends_in_error);
             rows.splice(..0, header);
         }
         let file = File::options().create(true).write(true).truncate(false).open(path)?;

@@ -53,6 +53,11 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(6);
 /// Between attempts to take the directory's lock, and between retries of failing files.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A duration as a field of a log line.
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
 /// The state of the importer's thread.
 pub(crate) struct Engine {
     settings: Settings,
@@ -135,9 +140,10 @@ impl Engine {
             && let Err(error) = engine.watcher.watch(&engine.directory.input)
         {
             tracing::warn!(
-                "changes in {} are not told of ({error}); it is listed every {} ms",
-                engine.directory.input.display(),
-                engine.settings.scan.as_millis()
+                directory = %engine.directory.input.display(),
+                %error,
+                scan_ms = millis(engine.settings.scan),
+                "cannot watch input/ for changes; it is only listed regularly"
             );
         }
         Ok(engine)
@@ -159,7 +165,7 @@ impl Engine {
         }
         self.health.well("directory");
         self.finish_after_crash();
-        tracing::info!("files dropped into {} are imported", self.directory.input.display());
+        tracing::info!(directory = %self.directory.input.display(), "importing files dropped into input/");
         while !self.shutdown.is_cancelled() {
             let is_busy = self.turn()?;
             let time = if is_busy { Duration::ZERO } else { self.time_to_sleep() };

@@ -26,13 +26,3 @@ pub(crate) fn in_flight(records: u64, files: usize) {
     gauge!("onhand_importer_records_in_flight").set(records as f64);
     gauge!("onhand_importer_files_open").set(files as f64);
 }
-
-/// A size for people: `1.2 MB`.
-pub(crate) fn size(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} bytes"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
-}

@@ -16,7 +16,6 @@ use crate::{
         completion::FileSummary,
         stability::{QuietPeriods, Stability, Writers, writers},
     },
-    metrics,
     progress::Progress,
     read::{
         file_reader::{FileReader, Step},
@@ -389,11 +388,12 @@ impl ActiveFile {
         let all_rows = position.accepted + position.refused;
         let (read, size) = (self.reader.bytes_read(), self.stability.state.size.max(1));
         tracing::info!(
-            "importing {:?}: {}% of {}, {:.0} rows/s",
-            self.name,
-            read.saturating_mul(100) / size,
-            metrics::size(size),
-            all_rows.saturating_sub(rows) as f64 / elapsed.as_secs_f64()
+            file = &*self.name.to_string_lossy(),
+            percent = read.saturating_mul(100) / size,
+            bytes = size,
+            rows = all_rows,
+            rows_per_second = (all_rows.saturating_sub(rows) as f64 / elapsed.as_secs_f64()) as u64,
+            "still importing"
         );
         self.last_logged = (Instant::now(), all_rows);
     }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Engine;
+use super::{Engine, millis};
 use crate::{
     backoff::Backoff,
     directory::{Directory, write_atomically},
@@ -18,7 +18,7 @@ use crate::{
         blocked_files::BlockKind,
         completion::{self, FinishResult, Reserved, carry_out, carry_out_copied, plan, replan_and_carry_out},
         copier::{Copier, CopyJob},
-        receipt::now,
+        receipt::{Receipt, now},
     },
     metrics,
     progress::{FinishRecord, Progress, Record},
@@ -191,7 +191,7 @@ impl Engine {
                 self.pending.backoff.failed(Instant::now());
             }
             if self.pending.waiting.insert(name.clone(), error.to_string()).is_none() {
-                tracing::error!("{name:?} is imported, but cannot be moved now: {error}");
+                tracing::error!(file = &*name.to_string_lossy(), %error, "imported, but cannot be moved now");
             }
         } else {
             self.pending.reserved.remove(&name);
@@ -203,7 +203,7 @@ impl Engine {
         if self.pending.copier.is_none() {
             match Copier::start(self.watcher.waker()) {
                 Ok(copier) => self.pending.copier = Some(copier),
-                Err(error) => tracing::error!("starting a thread: {error}"),
+                Err(error) => tracing::error!(%error, "cannot start the thread that copies files"),
             }
         }
         self.pending.copier.as_ref()
@@ -329,7 +329,7 @@ impl Engine {
                     if !state.is_some_and(is_changed)
                         && self.finish_recorded(name.clone(), *finished, replan_and_carry_out)
                     {
-                        tracing::info!("{name:?} was imported before the restart");
+                        tracing::info!(file = &*name.to_string_lossy(), "imported before the restart, moved now");
                     }
                 }
                 Record::Reading(progress) => {
@@ -353,19 +353,35 @@ impl Engine {
 
 /// Logs the result of a file.
 fn log_finished(finished: &FinishRecord, elapsed: Duration) {
-    let receipt = &finished.receipt;
-    let see = receipt.rejected.as_ref().map_or(String::new(), |name| format!(" (see rejected/{name})"));
-    let last = if receipt.unterminated_last_line { "; its last line has no line break" } else { "" };
-    let rows = format!(
-        "{} rows, {} accepted, {} refused{see} in {} ms{last}",
-        receipt.rows,
-        receipt.accepted,
-        receipt.refused,
-        elapsed.as_millis()
-    );
-    match &receipt.error {
-        None => tracing::info!("finished {:?} ({}): {rows}", receipt.file, metrics::size(receipt.bytes)),
-        Some(error) => tracing::error!("{:?}: {error}; {rows}", receipt.file),
+    let Receipt { file, event_type, rows, accepted, refused, bytes, rejected, error, .. } = &finished.receipt;
+    let (file, event_type, rejected) = (file.as_str(), event_type.as_deref(), rejected.as_deref());
+    let elapsed_ms = millis(elapsed);
+    let unterminated_last_line = finished.receipt.unterminated_last_line.then_some(true);
+    match error {
+        None => tracing::info!(
+            file,
+            event_type,
+            bytes,
+            rows,
+            accepted,
+            refused,
+            rejected,
+            unterminated_last_line,
+            elapsed_ms,
+            "finished"
+        ),
+        Some(error) => tracing::error!(
+            file,
+            error,
+            event_type,
+            bytes,
+            rows,
+            accepted,
+            refused,
+            rejected,
+            elapsed_ms,
+            "finished with an error"
+        ),
     }
     metrics::finished(if finished.resume.to_rejected { "rejected" } else { "done" });
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use runtime::kafka::ensure_topics;
 
-use super::Engine;
+use super::{Engine, millis};
 use crate::engine::active_file::Stage;
 
 /// Report the broker as unhealthy after this long without an acknowledgement.
@@ -20,9 +20,9 @@ impl Engine {
     pub(super) fn recover(&mut self) -> Result<()> {
         let Some(recovery) = self.sink.recover()? else { return Ok(()) };
         tracing::warn!(
-            "Kafka did not take everything ({}): what is not acknowledged is sent again in {} ms",
-            recovery.reason,
-            recovery.pause.as_millis()
+            reason = recovery.reason,
+            pause_ms = millis(recovery.pause),
+            "Kafka did not accept everything: sending again what is not acknowledged"
         );
         if !recovery.pause.is_zero() {
             self.health.ill("kafka", recovery.reason);

@@ -107,14 +107,15 @@ impl Engine {
             let kept = std::fs::metadata(&refused_file).map_or(0, |metadata| metadata.len());
             if kept >= progress.checkpoint.refused_bytes {
                 if !is_blocked {
-                    tracing::info!("going on with {name:?} at line {}", progress.checkpoint.line + 1);
+                    let (line, byte) = (progress.checkpoint.line + 1, progress.checkpoint.byte);
+                    tracing::info!(file = &*name.to_string_lossy(), line, byte, "resuming");
                 }
                 started_at = progress.started_at;
                 reader.resume_from(progress.checkpoint);
             }
         } else if !is_blocked {
             // its size is logged when it is finished: it may still be being written
-            tracing::info!("importing {name:?}");
+            tracing::info!(file = &*name.to_string_lossy(), "importing");
         }
         reader.open(file);
         self.active
@@ -128,7 +129,7 @@ impl Engine {
     pub(super) fn restart(&mut self, number: u64, why: &str) {
         let Some(file) = self.active.get(&number) else { return };
         let name = file.name.clone();
-        tracing::warn!("{name:?} is imported again: {why}");
+        tracing::warn!(file = &*name.to_string_lossy(), reason = why, "importing again from the beginning");
         let removed = remove(&self.directory.progress_of(&name)).and(remove(&self.directory.refused_of(&name)));
         if let Err(error) = removed {
             self.blocked.report(&self.directory, &name, BlockKind::Failing, &error.to_string());

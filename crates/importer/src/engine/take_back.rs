@@ -45,16 +45,20 @@ impl Engine {
             match moved {
                 Ok(()) => {
                     let byte = finished.receipt.bytes;
-                    tracing::info!("{} has grown since it was finished: reading on at byte {byte}", path.display());
+                    tracing::info!(
+                        file = &*path.to_string_lossy(),
+                        byte,
+                        "has grown since it was finished: reading on"
+                    );
                     self.not_taken_back.remove(&path);
                     self.waiting.push_front(name);
                 }
                 Err(error) => {
-                    self.cannot_take_back(path, &error);
+                    self.cannot_take_back(path.clone(), &error);
                     if self.directory.progress_of(&name).exists()
                         && let Err(error) = carry_out(&self.directory, &mut finished)
                     {
-                        tracing::error!("{}: {error}", receipt.display());
+                        tracing::error!(file = &*path.to_string_lossy(), %error, "cannot restore the receipt");
                     }
                 }
             }
@@ -63,11 +67,13 @@ impl Engine {
 
     /// Logs it once.
     fn cannot_take_back(&mut self, path: PathBuf, error: &io::Error) {
-        let shown = path.display().to_string();
+        let shown = path.to_string_lossy().into_owned();
         if self.not_taken_back.len() < 10_000 && self.not_taken_back.insert(path) {
             tracing::error!(
-                "{shown} was written to after it was finished, and cannot be moved back to input/ ({error}): when it \
-                 is written to its end, move it there"
+                file = shown,
+                %error,
+                "was written to after it was finished, and cannot be moved back to input/: move it there when it is \
+                 complete"
             );
         }
     }

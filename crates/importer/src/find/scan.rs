@@ -66,7 +66,7 @@ impl Scan {
                 FileKind::Csv | FileKind::Gzip if !known(&name) => names.push(name),
                 FileKind::Other if !self.others.contains(&name) && self.others.len() < MAX_OTHER_NAMES => {
                     if !input.join(&name).is_dir() {
-                        tracing::warn!("{name:?} in {} is neither .csv nor .csv.gz and is left alone", input.display());
+                        tracing::warn!(file = &*name.to_string_lossy(), "is neither .csv nor .csv.gz: ignored");
                     }
                     self.others.insert(name);
                 }

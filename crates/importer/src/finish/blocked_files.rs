@@ -107,13 +107,14 @@ impl BlockedFiles {
             }
             if !self.is_full {
                 tracing::error!(
-                    "more than {MAX_REMEMBERED} files can't be imported: further ones are not reported one by one"
+                    files = MAX_REMEMBERED,
+                    "too many files cannot be imported: further ones are not reported one by one"
                 );
                 self.is_full = true;
             }
             return;
         }
-        tracing::error!("{name:?} in {} can't be imported now and stays there: {reason}", directory.input.display());
+        tracing::error!(file = &*name.to_string_lossy(), reason, "cannot be imported now, stays in input/");
         let time = now();
         let receipt = Receipt {
             version: VERSION,
@@ -143,7 +144,7 @@ impl BlockedFiles {
             .unwrap_or_else(|| directory.rejected.join(receipt_name(&free_name(&directory.rejected, name))));
         let written = receipt.text().map_err(Into::into).and_then(|json| write_atomically(&path, &json));
         if let Err(error) = written {
-            tracing::error!("{} can't be written: {error}", path.display());
+            tracing::error!(file = &*path.to_string_lossy(), %error, "cannot write the receipt");
         }
         match kind {
             BlockKind::Failing => self.failing.insert(name.to_owned()),
@@ -163,7 +164,7 @@ impl BlockedFiles {
         }
         let path = known.or_else(|| left_in_place(directory, name));
         if let Some(Err(error)) = path.map(|path| remove(&path)) {
-            tracing::warn!("the receipt of {name:?} can't be removed: {error}");
+            tracing::warn!(file = &*name.to_string_lossy(), %error, "cannot remove the receipt");
         }
     }
 

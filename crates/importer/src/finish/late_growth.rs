@@ -114,19 +114,18 @@ impl GrowthScanner {
                     // rejected files may be corrected in place
                     Ok(Comparison::Different) if rejected => {}
                     Ok(Comparison::Different) => tracing::warn!(
-                        "{} was changed after it was finished, and is not what was imported; to import it as it is \
-                         now, move it to input/",
-                        path.display()
+                        file = &*path.to_string_lossy(),
+                        "was changed after it was finished, and is not what was imported; to import it as it is now, \
+                         move it to input/"
                     ),
-                    Err(error) => {
-                        tracing::warn!(
-                            "{} was written to after it was finished, and cannot be read: {error}",
-                            path.display()
-                        );
-                    }
+                    Err(error) => tracing::warn!(
+                        file = &*path.to_string_lossy(),
+                        %error,
+                        "was written to after it was finished, and cannot be read"
+                    ),
                 },
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                    tracing::warn!("cannot check whether {} has grown: {error}", path.display());
+                    tracing::warn!(file = &*path.to_string_lossy(), %error, "cannot check whether it has grown");
                 }
                 _ => continue,
             }

@@ -87,11 +87,11 @@ impl DeliveryContext {
 
 impl ClientContext for DeliveryContext {
     fn log(&self, level: RDKafkaLogLevel, _: &str, message: &str) {
-        tracing::debug!("librdkafka ({level:?}): {message}");
+        tracing::debug!(?level, "librdkafka: {message}");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!("librdkafka: {error}: {reason}");
+        tracing::debug!(%error, "librdkafka: {reason}");
         if let Some(code @ RDKafkaErrorCode::Fatal) = error.rdkafka_error_code() {
             self.fail(code, None);
         }

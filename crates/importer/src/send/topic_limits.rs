@@ -34,7 +34,7 @@ impl TopicLimits {
         let described = match futures::executor::block_on(admin.describe_configs(&topics, &options)) {
             Ok(described) => described,
             Err(error) => {
-                tracing::warn!("Kafka does not tell max.message.bytes ({error}): taken to be {DEFAULT_MAX_BYTES}");
+                tracing::warn!(%error, assumed_bytes = DEFAULT_MAX_BYTES, "cannot read max.message.bytes of the topics");
                 return TopicLimits::default();
             }
         };
@@ -50,7 +50,10 @@ impl TopicLimits {
                 }
                 Err(error) => {
                     tracing::warn!(
-                        "Kafka does not tell max.message.bytes of {name} ({error}): taken to be {DEFAULT_MAX_BYTES}"
+                        topic = name,
+                        error,
+                        assumed_bytes = DEFAULT_MAX_BYTES,
+                        "cannot read max.message.bytes of the topic"
                     );
                 }
             }

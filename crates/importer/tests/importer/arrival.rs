@@ -43,8 +43,29 @@ fn a_row_becomes_a_record_and_an_invalid_row_a_refusal() {
     assert!(fixture.text("done/a.csv.receipt.json").ends_with("}\n"));
     let size = fixture.text("done/a.csv").len();
     fixture.wait_for_log(&format!(
-        "finished \"a.csv\" ({size} bytes): 3 rows, 1 accepted, 2 refused (see rejected/a.csv) in "
+        "finished file=\"a.csv\" event_type=\"stock\" bytes={size} rows=3 accepted=1 refused=2 rejected=\"a.csv\" \
+         elapsed_ms="
     ));
+}
+
+#[test]
+fn log_lines_have_fields_for_programs() {
+    let fixture = Fixture::new().set("LOG_FORMAT", "json").start_now();
+    fixture.drop_in("a\n.csv", csv([4]) + "bad\n");
+    let fields = fixture.wait("its line", || {
+        let lines = fixture.log();
+        let mut lines = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        lines.find(|line| line["fields"]["message"] == "finished").map(|line| line["fields"].clone())
+    });
+    assert!(fields["elapsed_ms"].is_u64(), "{fields}");
+    let mut fields = fields;
+    fields["elapsed_ms"] = 0.into();
+    let bytes = fixture.receipt("done", "a\n.csv").bytes;
+    let expected = serde_json::json!({
+        "message": "finished", "file": "a\n.csv", "event_type": "stock", "bytes": bytes, "rows": 2, "accepted": 1,
+        "refused": 1, "rejected": "a\n.csv", "elapsed_ms": 0
+    });
+    assert_eq!(fields, expected);
 }
 
 /// The shortest of several attempts: on a busy machine anything may be delayed.
@@ -55,7 +76,7 @@ fn quickest(mut attempt: impl FnMut(usize) -> Duration) -> Duration {
 #[test]
 fn a_file_is_finished_as_soon_as_it_has_been_quiet() {
     let fixture = Fixture::started();
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     for kind in ["copied.csv", "moved.csv", "packed.csv.gz"] {
         let time = quickest(|attempt| {
             let name = format!("{attempt}-{kind}");

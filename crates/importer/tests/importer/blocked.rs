@@ -37,11 +37,11 @@ fn part_of(fixture: &Fixture, name: &str) -> std::path::PathBuf {
 fn while_done_cannot_be_written_that_is_reported_and_new_files_are_still_imported() {
     let address = free_address();
     let fixture = Fixture::new().set("METRICS_ADDRESS", &address).start_now();
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     fs::rename(fixture.path("done"), fixture.path("kept")).expect("renamed");
     fs::write(fixture.path("done"), "in the way").expect("a file");
     fixture.drop_in("first.csv", csv([0]));
-    fixture.wait_for_log("\"first.csv\" is imported, but cannot be moved now");
+    fixture.wait_for_log("imported, but cannot be moved now file=\"first.csv\"");
     fixture.wait("health to say so", || {
         health(&address).contains("done: 1 imported files cannot be moved: \"first.csv\": ").then_some(())
     });
@@ -78,13 +78,13 @@ fn while_input_cannot_be_searched_its_files_are_reported_and_none_counts_as_dele
         return;
     }
     let permit = |mode| fs::set_permissions(fixture.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
-    fixture.drop_in("started.csv", csv(0..10));
+    fixture.drop_in("active.csv", csv(0..10));
     fixture.wait("its rows", || (fixture.events().len() == 10 && fixture.in_progress().len() == 1).then_some(()));
     // listing it still works
     permit(0o600);
     fixture.drop_in("next.csv", csv([10]));
     fixture.wait("health to say so", || {
-        health(&address).contains("files: 2 files cannot be imported: \"started.csv\": ").then_some(())
+        health(&address).contains("files: 2 files cannot be imported: \"active.csv\": ").then_some(())
     });
     let receipt = fixture.receipt("rejected", "next.csv");
     assert!(receipt.left_in_place && receipt.error.is_some_and(|error| error.contains("Permission denied")));
@@ -97,12 +97,12 @@ fn while_input_cannot_be_searched_its_files_are_reported_and_none_counts_as_dele
     fixture.kill();
     fixture.start_as_another_user();
     fixture.wait("health to say so after a restart", || {
-        health(&address).contains("files: 2 files cannot be imported: \"started.csv\": ").then_some(())
+        health(&address).contains("files: 2 files cannot be imported: \"active.csv\": ").then_some(())
     });
     assert_eq!(fixture.names("done"), [""; 0]);
     let input = fixture.path("input");
     fs::set_permissions(input, fs::Permissions::from_mode(0o755)).expect("chmod");
-    assert_eq!(fixture.counts("done", "started.csv"), (10, 10, 0, None));
+    assert_eq!(fixture.counts("done", "active.csv"), (10, 10, 0, None));
     assert_eq!(fixture.counts("done", "next.csv"), (1, 1, 0, None));
     assert_eq!(fixture.numbers(), (0..11).collect::<Vec<_>>(), "no row twice");
     fixture.wait("health to be good", || health(&address).contains("200 OK").then_some(()));
@@ -116,11 +116,11 @@ fn an_imported_file_whose_state_is_unknown_does_not_count_as_moved() {
         println!("only root can take input/ away from the importer: not tested");
         return;
     }
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     fs::rename(fixture.path("done"), fixture.path("kept")).expect("renamed");
     fs::write(fixture.path("done"), "in the way").expect("a file");
     fixture.drop_in("a.csv", csv([0]));
-    fixture.wait_for_log("\"a.csv\" is imported, but cannot be moved now");
+    fixture.wait_for_log("imported, but cannot be moved now file=\"a.csv\"");
     let permit = |mode| fs::set_permissions(fixture.path("input"), fs::Permissions::from_mode(mode)).expect("chmod");
     permit(0o600);
     fs::remove_file(fixture.path("done")).expect("removed");

@@ -195,13 +195,13 @@ fn a_file_that_cannot_be_read_for_now_is_reported_once() {
         fixture.drop_in(format!("{number}.csv"), csv([number]));
         fixture.receipt("done", &format!("{number}.csv"));
     }
-    assert_eq!(fixture.log().matches("importing \"mem.csv\"").count(), 1, "{}", fixture.log());
-    assert_eq!(fixture.log().matches("\"mem.csv\" in ").count(), 1);
+    assert_eq!(fixture.log().matches("INFO importing file=\"mem.csv\"").count(), 1, "{}", fixture.log());
+    assert_eq!(fixture.log().matches("stays in input/ file=\"mem.csv\"").count(), 1);
     fs::remove_file(fixture.input("mem.csv")).expect("removed");
     fixture.wait("its receipt to go", || fixture.names("rejected").is_empty().then_some(()));
     fixture.drop_in("mem.csv", csv([3]));
     assert_eq!(fixture.counts("done", "mem.csv"), (1, 1, 0, None));
-    assert_eq!(fixture.log().matches("importing \"mem.csv\"").count(), 2);
+    assert_eq!(fixture.log().matches("INFO importing file=\"mem.csv\"").count(), 2);
 }
 
 #[test]
@@ -213,8 +213,7 @@ fn the_reason_says_that_refused_rows_cannot_be_written() {
     fixture.drop_in("a.csv", csv([0]) + "bad\n");
     let error = fixture.receipt("rejected", "a.csv").error.expect("an error");
     assert_eq!(error, "its refused rows cannot be written to rejected/: Is a directory (os error 21)");
-    fixture.wait_for_log("\"a.csv\" in ");
-    fixture.wait_for_log("/input can't be imported now and stays there: its refused rows");
+    fixture.wait_for_log("cannot be imported now, stays in input/ file=\"a.csv\" reason=\"its refused rows");
     fs::remove_dir(&in_the_way).expect("removed");
     assert_eq!(fixture.counts("done", "a.csv"), (2, 1, 1, None));
     assert_eq!(fixture.text("rejected/a.csv").lines().count(), 2);
@@ -282,7 +281,7 @@ fn a_file_that_is_truncated_while_being_read_is_read_again() {
     fs::write(fixture.input("a.csv"), csv(0..10)).expect("written");
     fixture.wait("its rows", || (fixture.events().len() == 10).then_some(()));
     fs::write(fixture.input("a.csv"), csv(20..22)).expect("written");
-    fixture.wait_for_log("is imported again");
+    fixture.wait_for_log("importing again from the beginning");
     drop(held);
     assert_eq!(fixture.counts("done", "a.csv"), (2, 2, 0, None));
     assert_eq!(fixture.numbers(), (0..10).chain(20..22).collect::<Vec<_>>());
@@ -306,7 +305,7 @@ fn a_file_that_is_overwritten_by_a_longer_one_while_it_waits_is_read_again() {
     let mut numbers = fixture.numbers();
     numbers.dedup();
     assert_eq!(numbers, (10..21).chain([30]).collect::<Vec<_>>());
-    fixture.wait_for_log("\"a.csv\" is imported again: its first ");
+    fixture.wait_for_log("importing again from the beginning file=\"a.csv\" reason=\"its first ");
 }
 
 #[test]
@@ -320,7 +319,8 @@ fn a_file_that_is_overwritten_in_place_while_being_read_is_read_again() {
     assert_eq!(other.len(), csv(10..20).len());
     std::os::unix::fs::FileExt::write_all_at(&held, other.as_bytes(), 0).expect("written");
     fixture.wait("the new rows", || (fixture.events().len() == 20).then_some(()));
-    fixture.wait_for_log("is imported again: it was overwritten while being read");
+    fixture
+        .wait_for_log("importing again from the beginning file=\"a.csv\" reason=\"it was overwritten while being read");
     drop(held);
     assert_eq!(fixture.counts("done", "a.csv"), (10, 10, 0, None));
     assert_eq!(fixture.numbers(), (0..20).collect::<Vec<_>>());

@@ -120,7 +120,7 @@ fn without_a_broker_the_importer_waits_and_can_be_stopped() {
 fn a_stop_waits_for_all_acknowledgements() {
     let mut fixture = Fixture::started();
     fixture.drop_in("a.csv", csv(0..100_000));
-    fixture.wait_for_log("importing \"a.csv\"");
+    fixture.wait_for_log("importing file=\"a.csv\"");
     fixture.stop();
     fixture.start();
     assert_eq!(fixture.counts("done", "a.csv"), (100_000, 100_000, 0, None));

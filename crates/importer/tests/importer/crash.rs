@@ -115,7 +115,7 @@ fn a_file_that_was_changed_before_the_restart_is_read_from_its_beginning() {
     drop(file);
     fixture.start();
     assert_eq!(fixture.counts("done", "a.csv"), (100, 100, 0, None));
-    fixture.wait_for_log("is imported again");
+    fixture.wait_for_log("importing again from the beginning");
     assert_eq!(fixture.numbers(), (0..50).chain(100..200).collect::<Vec<_>>());
 }
 
@@ -154,8 +154,7 @@ fn a_progress_record_that_cannot_be_read_is_kept_and_nothing_is_sent_again() {
     chown(&record, Some(0), None).expect("chown");
     fs::set_permissions(&record, fs::Permissions::from_mode(0o600)).expect("chmod");
     fixture.start_as_another_user();
-    fixture.wait_for_log("\"a.csv\" in ");
-    fixture.wait_for_log("its record of progress cannot be read: ");
+    fixture.wait_for_log("stays in input/ file=\"a.csv\" reason=\"its progress record cannot be read: ");
     assert!(record.exists() && fixture.input("a.csv").exists());
     fs::set_permissions(&record, fs::Permissions::from_mode(0o644)).expect("chmod");
     assert_eq!(fixture.counts("done", "a.csv"), (10, 10, 0, None));

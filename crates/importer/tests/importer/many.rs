@@ -36,7 +36,7 @@ fn a_large_file_does_not_delay_small_ones_and_takes_bounded_memory() {
     }
     drop(large);
     fs::rename(fixture.input(".large"), fixture.input("large.csv")).expect("renamed");
-    fixture.wait("the first rows", || (fixture.text("log").contains("importing \"large.csv\"")).then_some(()));
+    fixture.wait("the first rows", || (fixture.text("log").contains("importing file=\"large.csv\"")).then_some(()));
     fixture.drop_in("small.csv", csv([2_000_000]));
     fixture.receipt("done", "small.csv");
     assert!(fixture.input("large.csv").exists(), "the large one is still being imported");
@@ -56,7 +56,7 @@ fn a_file_with_only_refused_rows_takes_bounded_memory() {
 #[test]
 fn lines_of_commas_in_many_open_files_take_bounded_memory() {
     let fixture = Fixture::started();
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     let line = ",".repeat(64 * 1024) + "\n";
     let files: Vec<_> = (0..200)
         .map(|number| {
@@ -87,7 +87,7 @@ fn many_packed_files_take_bounded_memory() {
 #[test]
 fn a_second_importer_waits_until_the_first_has_ended() {
     let mut fixture = Fixture::started();
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     let first = fixture.importer.take();
     fixture.start();
     fixture.wait_for_log("another importer uses");

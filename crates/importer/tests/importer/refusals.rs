@@ -62,9 +62,9 @@ fn many_files_with_a_record_that_kafka_refuses_delay_no_other() {
     }
     let count = |text: &str| fixture.log().matches(text).count();
     fixture.wait_long("all to be reported", || {
-        (count("can't be imported now and stays there: Kafka refuses") == poison).then_some(())
+        (count(" reason=\"Kafka refuses the record of line") == poison).then_some(())
     });
-    let renewed = count("Kafka did not take everything");
+    let renewed = count("Kafka did not accept everything");
     let begun = Instant::now();
     let mut number = 1_000;
     while begun.elapsed() < Duration::from_secs(10) {
@@ -73,7 +73,7 @@ fn many_files_with_a_record_that_kafka_refuses_delay_no_other() {
         fixture.receipt("done", &name);
         number += 1;
     }
-    let renewed = count("Kafka did not take everything") - renewed;
+    let renewed = count("Kafka did not accept everything") - renewed;
     // most retries fail twice, at most one retry a second
     assert!((1..=22).contains(&renewed), "{renewed} new producers within 10 s");
     assert!(number > 1_010, "only {} files within 10 s", number - 1_000);
@@ -91,7 +91,7 @@ fn a_row_larger_than_the_topics_limit_is_refused_alone_and_batches_keep_to_the_l
     let reason = fixture.errors()[0].json()["error"].as_str().map(str::to_owned).expect("a reason");
     assert_eq!(reason, format!("the row is too large for the topic {} (its max.message.bytes)", fixture.events));
     assert_eq!(fixture.numbers(), (0..3).chain(4..2_000).collect::<Vec<_>>(), "no row twice");
-    assert!(!fixture.log().contains("Kafka did not take everything"), "nothing had to be tried out");
+    assert!(!fixture.log().contains("Kafka did not accept everything"), "nothing had to be tried out");
 }
 
 /// Two brokers; partitions whose leader is down accept nothing.
@@ -182,7 +182,9 @@ fn many_files_for_an_offline_partition_delay_no_other() {
         fixture.drop_in(format!("garbage{file}.csv"), csv([]) + &"x".repeat(60_000) + "\n");
     }
     fixture.wait_for_log("partitions: ");
-    fixture.wait_long("all to be started", || (fixture.log().matches("importing \"").count() == 601).then_some(()));
+    fixture.wait_long("all to be started", || {
+        (fixture.log().matches("INFO importing file=").count() == 601).then_some(())
+    });
     for number in 0..20 {
         let name = format!("{number}.csv");
         fixture.drop_in(&name, csv([found + 35 * (200_000 + number)]));

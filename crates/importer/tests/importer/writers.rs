@@ -22,7 +22,7 @@ fn a_file_of_another_owner_whose_writer_pauses_is_finished_with_all_of_its_rows(
         println!("only root can make files of another owner: not tested");
         return;
     }
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     let mut file = File::create(fixture.input("slow.csv")).expect("a file");
     writeln!(file, "{HEADER}").expect("written");
     for number in 0..12 {
@@ -42,7 +42,7 @@ fn a_packed_file_of_another_owner_is_not_truncated_while_its_upload_pauses() {
         println!("only root can make files of another owner: not tested");
         return;
     }
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     let content = gzip(csv(0..1_000));
     let mut file = File::create(fixture.input("a.csv.gz")).expect("a file");
     for part in content.chunks(content.len() / 3) {
@@ -57,7 +57,7 @@ fn a_packed_file_of_another_owner_is_not_truncated_while_its_upload_pauses() {
 #[test]
 fn a_packed_file_that_is_written_in_several_parts_is_not_truncated_in_between() {
     let fixture = Fixture::new().set("IMPORT_UNSURE_MS", "3000").start_now();
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     let content = gzip(csv(0..20_000));
     for part in content.chunks(content.len() / 3 + 1) {
         // nobody has it open in between, which is known
@@ -81,7 +81,7 @@ fn an_unterminated_last_line_waits_for_its_end_and_is_noted_in_the_receipt() {
         if !another_user {
             fixture.start();
         }
-        fixture.wait_for_log("are imported");
+        fixture.wait_for_log("importing files dropped into input/");
         for (number, name) in ["line.csv", "header.csv", "nothing.csv"].into_iter().enumerate() {
             let content = csv([2 * number, 399 + number]);
             let content = content.trim_end();
@@ -113,7 +113,7 @@ fn an_unterminated_last_line_waits_for_its_end_and_is_noted_in_the_receipt() {
 #[test]
 fn a_file_with_a_wrong_header_is_not_rejected_before_it_is_complete() {
     let fixture = Fixture::started();
-    fixture.wait_for_log("are imported");
+    fixture.wait_for_log("importing files dropped into input/");
     let mut wrong = File::create(fixture.input("wrong.csv")).expect("a file");
     let mut corrected = File::create(fixture.input("corrected.csv")).expect("a file");
     for file in [&mut wrong, &mut corrected] {

@@ -90,10 +90,11 @@ impl FileReader {
             let unsendable = known.is_some_and(|times| *times > 1) || !producer.fits_dead_letter(&letter);
             if unsendable {
                 tracing::error!(
-                    "{:?}, line {}: the errors topic does not take it either: {}",
-                    self.name,
-                    place.line,
-                    error.error
+                    file = self.name,
+                    line = place.line,
+                    byte,
+                    reason = error.error,
+                    "a refused row is larger than the errors topic allows: it is in rejected/ only"
                 );
             } else if producer.send_dead_letter(&letter) != SendResult::Sent {
                 lines.unread();

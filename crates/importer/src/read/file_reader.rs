@@ -188,8 +188,11 @@ impl FileReader {
     /// one record at a time. Once the record is known, it is refused as a row if it is too large; otherwise
     /// it is an error, which names the line.
     pub(crate) fn narrow_down_refusal(&mut self, chunk: &Chunk, code: RDKafkaErrorCode) -> Result<(), String> {
-        if !self.one_by_one.contains(chunk.last_line) {
-            self.one_by_one = OneByOne::Until(chunk.position.byte);
+        if !chunk.is_single {
+            // a batch that was refused may be of several chunks, in any order
+            if !self.one_by_one.contains(chunk.position.byte) {
+                self.one_by_one = OneByOne::Until(chunk.position.byte);
+            }
         } else if is_about_size(code) {
             let times = self.oversized.entry(chunk.last_line).or_default();
             *times = times.saturating_add(1);
@@ -234,9 +237,10 @@ impl FileReader {
         let mut lines = Lines::new(&sink.buffer[..filled], self.position.inside_long_line, last && at_end);
         let mut position = self.position.clone();
         let mut step = Step::More;
+        let is_single = self.is_one_by_one();
         if self.table.is_some() {
             sink.producer.update_clock();
-            let most = if self.is_one_by_one() { 1 } else { sink.budget };
+            let most = if is_single { 1 } else { sink.budget };
             let sent =
                 self.send_rows(&mut sink.producer, &mut sink.row, &mut sink.refused, &mut lines, &mut position, most);
             step = sent.inspect_err(|_| sink.refused.clear())?;
@@ -269,7 +273,8 @@ impl FileReader {
         let last_line = self.position.byte + lines.start() as u64;
         self.position = position;
         if self.replay.is_none() && (consumed > 0 || sink.producer.failed()) {
-            sink.producer.close(self.id, Chunk { file: self.id, last_line, position: self.position.clone() });
+            sink.producer
+                .close(self.id, Chunk { file: self.id, last_line, is_single, position: self.position.clone() });
             self.in_flight += 1;
         }
         if broken && consumed == 0 && step == Step::More {

@@ -36,6 +36,8 @@ pub(crate) struct Chunk {
     /// Where its last line begins. In a chunk with a single record, that is the record's row: anything else
     /// in it (blank lines, the rest of a line that is too long) comes before.
     pub(crate) last_line: u64,
+    /// Whether it has a single record at most, because one of its file is looked for.
+    pub(crate) is_single: bool,
     pub(crate) position: Position,
 }
 

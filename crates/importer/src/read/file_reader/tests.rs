@@ -59,3 +59,24 @@ fn a_header_after_many_blank_lines_is_not_a_row_when_its_rows_are_sent_again() {
         assert_eq!(reader.position.line as usize, BUFFER_BYTES + 3);
     }
 }
+
+#[test]
+fn a_refused_batch_of_several_chunks_marks_no_row_as_too_large() {
+    let chunk = |last_line, byte, is_single| Chunk {
+        file: 1,
+        last_line,
+        is_single,
+        position: Position { byte, ..Position::default() },
+    };
+    let too_large = RDKafkaErrorCode::MessageSizeTooLarge;
+    let mut reader = FileReader::new(1, "a.csv".into(), false, None);
+    // slots are reused, so a later chunk may come first
+    for (last_line, byte) in [(300, 400), (100, 200)] {
+        reader.narrow_down_refusal(&chunk(last_line, byte, false), too_large).expect("sent again");
+    }
+    assert_eq!((reader.one_by_one, reader.oversized.len()), (OneByOne::Until(400), 0));
+    reader.narrow_down_refusal(&chunk(300, 350, true), too_large).expect("refused as a row");
+    assert_eq!(reader.oversized, [(300, 1)].into());
+    let error = reader.narrow_down_refusal(&chunk(300, 350, true), RDKafkaErrorCode::InvalidRecord).expect_err("known");
+    assert!(error.starts_with("Kafka refuses the record of line "), "{error}");
+}

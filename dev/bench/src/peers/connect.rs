@@ -46,7 +46,8 @@ impl Connect {
         fs::write(file("sink.properties"), sink(round)?)?;
         let log = file("connect.log");
         let mut java = sandbox::java::command(jars, "WARN");
-        java.args(["-Xms1g", "-Xmx1g", "org.apache.kafka.connect.cli.ConnectStandalone"]);
+        // against G1, Java's choice here, a fifth less processor time a row
+        java.args(["-XX:+UseParallelGC", "-Xms1g", "-Xmx1g", "org.apache.kafka.connect.cli.ConnectStandalone"]);
         java.args([file("worker.properties"), file("sink.properties")]);
         let out = File::create(&log)?;
         java.stdout(out.try_clone()?).stderr(out);

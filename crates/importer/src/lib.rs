@@ -3,9 +3,11 @@
 //! their declarations only.
 //!
 //! `engine` is the loop, `find` finds files, `read` turns their bytes into rows, `send` sends these to Kafka,
-//! and `finish` decides when a file is complete and moves it.
+//! and `finish` decides when a file is complete and moves it. `import_file` and `check_file` are for the command
+//! line.
 
 mod backoff;
+mod check_file;
 mod directory;
 mod engine;
 mod find;
@@ -18,7 +20,8 @@ mod send;
 mod service;
 mod settings;
 
+pub use check_file::{RefusedRow, check_file};
 pub use finish::receipt::Receipt;
-pub use import_file::{ImportProgress, import_file};
+pub use import_file::{ImportProgress, ImportReport, Input, StoppedAt, import_file};
 pub use service::run;
 pub use settings::Settings;

@@ -5,3 +5,5 @@ pub(crate) mod file_reader;
 pub(crate) mod lines;
 pub(crate) mod position;
 pub(crate) mod source;
+pub(crate) mod stream;
+pub(crate) mod table;

@@ -64,9 +64,39 @@ fn generate_ends_quietly_when_nobody_reads_on() {
 #[test]
 fn import_names_a_missing_file_at_once_though_kafka_is_away() {
     let expected = "onhand: no-such.csv: No such file or directory (os error 2)\n";
-    assert_eq!(run(onhand().args(["import", "no-such.csv"])), (Some(1), String::new(), expected.into()));
+    assert_eq!(run(onhand().args(["import", "no-such.csv"])), (Some(2), String::new(), expected.into()));
     let expected = "onhand: src: is a directory\n";
-    assert_eq!(run(onhand().args(["import", "src"])), (Some(1), String::new(), expected.into()));
+    assert_eq!(run(onhand().args(["import", "src"])), (Some(2), String::new(), expected.into()));
+}
+
+#[test]
+fn a_dry_run_lists_what_would_be_refused_without_kafka() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.csv");
+    let header = "transaction_id,event_type,date,store_number,item_number,value";
+    let row = "00000000-0000-0000-0000-000000000001,incoming,2019-04-14T03:47:13Z,4,3";
+    fs::write(&file, format!("{header}\n{row},1\nbad\n{row},0\n")).unwrap();
+    let shown = file.display();
+    let reasons =
+        ["the line has 1 fields, the header has 6", "value: \"0\" is not a whole number from 1 to 2147483647"];
+    let expected = format!(
+        "{shown}:3: {}\n{shown}:4: {}\n{shown}: 3 rows, 1 would be accepted, 2 would be refused\n",
+        reasons[0], reasons[1]
+    );
+    let dry_run = |arguments: &[&str]| run(onhand().args(["import", "--dry-run"]).args(arguments).arg(&file));
+    assert_eq!(dry_run(&[]), (Some(1), expected, String::new()));
+    let (code, printed, _) = dry_run(&["--json"]);
+    let summary: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    let byte = header.len() + row.len() + 4;
+    let refused = serde_json::json!([
+        {"line": 3, "byte": byte, "column": null, "error": reasons[0]},
+        {"line": 4, "byte": byte + 4, "column": "value", "error": reasons[1]},
+    ]);
+    assert_eq!((code, &summary["dry_run"], &summary["files"][0]["refused_rows"]), (Some(1), &true.into(), &refused));
+    fs::write(&file, format!("{header}\n{row},1\n")).unwrap();
+    assert_eq!(dry_run(&[]).0, Some(0));
+    fs::write(&file, "").unwrap();
+    assert_eq!(dry_run(&[]).0, Some(2));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::{
     read::{
         file_reader::{FileReader, Step},
         position::Position,
-        source::{FileState, Identity, Links, open},
+        source::{FileState, Identity, Links, Source, open},
     },
     send::sink::{Sink, budget},
 };
@@ -332,8 +332,8 @@ impl ActiveFile {
 
     fn is_complete(&self, cut: bool, times: QuietPeriods) -> io::Result<bool> {
         let reopened;
-        let file = match &self.reader.source {
-            Some(source) => source.file(),
+        let file = match self.reader.source.as_ref().and_then(Source::file) {
+            Some(file) => file,
             None => {
                 reopened = open(&self.path, self.links)?;
                 &reopened

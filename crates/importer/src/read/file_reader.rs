@@ -5,23 +5,21 @@ mod rows;
 
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
-use events::{Header, RowReader, csv::row::is_blank};
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::{
     read::{
-        lines::{Lines, Piece},
+        lines::Lines,
         position::{Checkpoint, LastBytes, Position, digest},
         source::{Source, SourceError, WholeFile},
+        stream::Stream,
+        table::{Table, no_header},
     },
     send::{
         producer::Producer,
         sink::{BUFFER_BYTES, Chunk, Sink, is_about_size},
     },
 };
-
-/// The longest header line; it is kept in memory while its file is being imported.
-const MAX_HEADER_BYTES: usize = 8 * 1024;
 
 /// The result of a step.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,13 +57,9 @@ impl OneByOne {
     }
 }
 
-/// What the header line says about the rows that follow.
-struct Table {
-    rows: RowReader,
-    header_line: Vec<u8>,
-    /// Where the line after the header begins.
-    begin: u64,
-    /// Where the events go.
+/// The rows of the file, and where they go.
+struct Target {
+    table: Table,
     topic: String,
 }
 
@@ -77,7 +71,7 @@ pub(crate) struct FileReader {
     gzip: bool,
     pub(crate) source: Option<Source>,
     /// `None` until the header is read.
-    table: Option<Table>,
+    target: Option<Target>,
     refused_file: Option<PathBuf>,
     /// Whether a refused row is stored before its refusal is sent, because storing one has failed before:
     /// otherwise its refusal and the rows around it would be sent again with every retry.
@@ -106,7 +100,7 @@ impl FileReader {
             name,
             gzip,
             source: None,
-            table: None,
+            target: None,
             refused_file,
             is_careful: false,
             position: Position::default(),
@@ -122,6 +116,24 @@ impl FileReader {
     /// Reads from this file, opened for the first time or again.
     pub(crate) fn open(&mut self, file: File) {
         self.source = Some(Source::new(file, self.gzip));
+    }
+
+    /// Reads from a stream, which is not opened again: it keeps what is not [released](FileReader::release).
+    pub(crate) fn open_stream(&mut self, stream: Stream) {
+        self.source = Some(Source::Stream(stream));
+    }
+
+    /// Lets a stream forget what is acknowledged.
+    pub(crate) fn release(&mut self) {
+        let byte = self.resume_at().byte;
+        if let Some(Source::Stream(stream)) = &mut self.source {
+            stream.release(byte);
+        }
+    }
+
+    /// Whether everything that there is to read has arrived.
+    pub(crate) fn has_arrived(&self) -> bool {
+        self.source.as_ref().is_none_or(Source::has_arrived)
     }
 
     /// Whether the file, opened again, still has the same bytes before the current position: a cheap check
@@ -151,7 +163,7 @@ impl FileReader {
 
     /// The type of its events, once the header is read.
     pub(crate) fn event_type(&self) -> Option<&'static str> {
-        self.table.as_ref().map(|table| table.rows.header().event_type.name)
+        self.target.as_ref().map(|target| target.table.rows.header().event_type.name)
     }
 
     /// Bytes of the file that were read; of a `.csv.gz`, packed bytes.
@@ -177,7 +189,7 @@ impl FileReader {
 
     /// Everything before this position is acknowledged, and is final even if the file grows; a last line
     /// without a line break is not.
-    pub(super) fn resume_at(&self) -> &Position {
+    pub(crate) fn resume_at(&self) -> &Position {
         self.before_last_line
             .as_ref()
             .filter(|before| before.byte < self.acknowledged.byte)
@@ -218,7 +230,7 @@ impl FileReader {
     /// line break are a line too.
     pub(crate) fn step(&mut self, sink: &mut Sink, last: bool) -> Result<Step, io::Error> {
         let Some(source) = self.source.as_mut() else { return Ok(Step::End { rest: false }) };
-        if let (Some(replay), Some(_)) = (&self.replay, &self.table) {
+        if let (Some(replay), Some(_)) = (&self.replay, &self.target) {
             let left = replay.byte.saturating_sub(self.position.byte);
             let length = usize::try_from(left).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
             return match source.fill(self.position.byte, &mut sink.buffer[..length]) {
@@ -238,7 +250,7 @@ impl FileReader {
         let mut position = self.position.clone();
         let mut step = Step::More;
         let is_single = self.is_one_by_one();
-        if self.table.is_some() {
+        if self.target.is_some() {
             sink.producer.update_clock();
             let most = if is_single { 1 } else { sink.budget };
             let sent =
@@ -246,14 +258,9 @@ impl FileReader {
             step = sent.inspect_err(|_| sink.refused.clear())?;
         } else if let Err(reason) = self.read_header(&sink.producer, &mut lines, &mut position) {
             return Ok(Step::Corrupt(reason));
-        } else if self.table.is_none() && at_end && last {
-            let reason = if self.position.byte + filled as u64 == 0 {
-                "the file is empty"
-            } else {
-                "the file has no header line, only blank ones"
-            };
-            return Ok(Step::Corrupt(reason.into()));
-        } else if self.table.is_none() && !at_end && lines.consumed() == 0 {
+        } else if self.target.is_none() && at_end && last {
+            return Ok(Step::Corrupt(no_header(self.position.byte + filled as u64).into()));
+        } else if self.target.is_none() && !at_end && lines.consumed() == 0 {
             return Ok(Step::Corrupt("the file has no header line".into()));
         }
         if !sink.refused.is_empty() {
@@ -300,23 +307,12 @@ impl FileReader {
         position: &mut Position,
     ) -> Result<(), String> {
         while let Some(piece) = lines.next() {
-            let (Piece::Line(line) | Piece::TooLong(line)) = piece;
             position.line += 1;
-            let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
-            if is_blank(line) {
-                continue;
+            if let Some(table) = Table::read(piece, self.position.byte + lines.consumed() as u64)? {
+                let topic = producer.topic_of(table.rows.header().event_type).to_owned();
+                self.target = Some(Target { table, topic });
+                break;
             }
-            if line.len() > MAX_HEADER_BYTES {
-                return Err(format!("the header line is longer than {MAX_HEADER_BYTES} bytes"));
-            }
-            let header = Header::read(line).map_err(|error| error.to_string())?;
-            self.table = Some(Table {
-                topic: producer.topic_of(header.event_type).to_owned(),
-                rows: RowReader::new(header),
-                header_line: line.to_vec(),
-                begin: self.position.byte + lines.consumed() as u64,
-            });
-            break;
         }
         Ok(())
     }

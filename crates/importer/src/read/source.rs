@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::read::position::digest;
+use crate::read::{position::digest, stream::Stream};
 
 /// The identity of a file, independent of its name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,6 +118,8 @@ pub(crate) enum Source {
     Plain(File),
     /// Can only be read from its beginning.
     Gzip(Box<Gzip>),
+    /// Can be read once, from what is not acknowledged on.
+    Stream(Stream),
 }
 
 /// A file that is unpacked as it is read.
@@ -155,10 +157,11 @@ impl Source {
         Source::Gzip(Box::new(Gzip { decoder, unread: Vec::new(), error: None, unpacked: 0 }))
     }
 
-    pub(crate) fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> Option<&File> {
         match self {
-            Source::Plain(file) => file,
-            Source::Gzip(gzip) => &gzip.decoder.get_ref().get_ref().file,
+            Source::Plain(file) => Some(file),
+            Source::Gzip(gzip) => Some(&gzip.decoder.get_ref().get_ref().file),
+            Source::Stream(_) => None,
         }
     }
 
@@ -179,6 +182,7 @@ impl Source {
                 Ok(filled)
             }
             Source::Gzip(gzip) => gzip.fill(buffer),
+            Source::Stream(stream) => stream.fill(position, buffer),
         }
     }
 
@@ -192,7 +196,11 @@ impl Source {
 
     /// Whether an error comes after the bytes read so far.
     pub(crate) fn has_error(&self) -> bool {
-        matches!(self, Source::Gzip(gzip) if gzip.error.is_some())
+        match self {
+            Source::Plain(_) => false,
+            Source::Gzip(gzip) => gzip.error.is_some(),
+            Source::Stream(stream) => stream.error().is_some(),
+        }
     }
 
     /// Takes that error.
@@ -200,13 +208,22 @@ impl Source {
         match self {
             Source::Plain(_) => None,
             Source::Gzip(gzip) => gzip.error.take(),
+            Source::Stream(stream) => stream.error(),
+        }
+    }
+
+    /// Whether everything that there is to read has arrived.
+    pub(crate) fn has_arrived(&self) -> bool {
+        match self {
+            Source::Plain(_) | Source::Gzip(_) => true,
+            Source::Stream(stream) => stream.is_ended(),
         }
     }
 
     /// Packed bytes of a `.gz` that were read so far.
     pub(crate) fn packed_bytes_read(&self) -> Option<u64> {
         match self {
-            Source::Plain(_) => None,
+            Source::Plain(_) | Source::Stream(_) => None,
             Source::Gzip(gzip) => Some(gzip.decoder.get_ref().get_ref().bytes),
         }
     }
@@ -239,7 +256,7 @@ impl Gzip {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    let error = self.explain(error);
+                    let error = explain(error, self.unpacked);
                     if filled == 0 {
                         return Err(error);
                     }
@@ -249,16 +266,15 @@ impl Gzip {
         }
         Ok(filled)
     }
+}
 
-    /// Tells errors of the decoder from those of the operating system.
-    fn explain(&self, error: io::Error) -> SourceError {
-        let unpacked = self.unpacked;
-        match error.kind() {
-            _ if error.raw_os_error().is_some() => SourceError::Io(error),
-            io::ErrorKind::UnexpectedEof => {
-                SourceError::Corrupt(format!("the gzip file is truncated after {unpacked} unpacked bytes"))
-            }
-            _ => SourceError::Corrupt(format!("the gzip file is corrupt after {unpacked} unpacked bytes: {error}")),
+/// Tells errors of the decoder from those of the operating system.
+pub(crate) fn explain(error: io::Error, unpacked: u64) -> SourceError {
+    match error.kind() {
+        _ if error.raw_os_error().is_some() => SourceError::Io(error),
+        io::ErrorKind::UnexpectedEof => {
+            SourceError::Corrupt(format!("the gzip file is truncated after {unpacked} unpacked bytes"))
         }
+        _ => SourceError::Corrupt(format!("the gzip file is corrupt after {unpacked} unpacked bytes: {error}")),
     }
 }

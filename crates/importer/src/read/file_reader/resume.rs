@@ -1,7 +1,10 @@
 //! Reading a file again: after a failure of the producer, or where an earlier process stopped.
 
 use super::{FileReader, Step};
-use crate::read::position::{Checkpoint, Position, digest};
+use crate::read::{
+    position::{Checkpoint, Position, digest},
+    source::Source,
+};
 
 impl FileReader {
     /// Resumes where an earlier process stopped, if the file is still the same up to there.
@@ -10,10 +13,10 @@ impl FileReader {
         self.replay = (checkpoint.accepted + checkpoint.refused > 0).then_some(checkpoint);
     }
 
-    /// Goes back to what is acknowledged. The file must be opened again. `compare`: what was read may have
+    /// Goes back to what is acknowledged. A file must be opened again. `compare`: what was read may have
     /// been changed since, and is compared first.
     pub(crate) fn rewind(&mut self, compare: bool) {
-        self.source = None;
+        self.source.take_if(|source| !matches!(source, Source::Stream(_)));
         self.in_flight = 0;
         self.acknowledged = self.resume_at().clone();
         self.before_last_line = None;
@@ -24,7 +27,7 @@ impl FileReader {
             }
         }
         self.position = if self.replay.is_some() { Position::default() } else { self.acknowledged.clone() };
-        self.table.take_if(|table| self.position.byte < table.begin);
+        self.target.take_if(|target| self.position.byte < target.table.begin);
     }
 
     /// Whether the part that was read before is still being compared.

@@ -9,11 +9,12 @@ use events::{
     dead_letter::{self, RowLocation},
 };
 
-use super::{FileReader, Step, Table};
+use super::{FileReader, Step, Target};
 use crate::{
     read::{
-        lines::{Lines, MAX_LINE_BYTES, Piece, SHOWN_BYTES},
+        lines::{Lines, Piece, SHOWN_BYTES},
         position::Position,
+        table::{Table, too_long},
     },
     send::{
         producer::{Producer, SendResult},
@@ -38,7 +39,7 @@ impl FileReader {
     ) -> io::Result<Step> {
         let mut sent = 0;
         while let Some(piece) = lines.next() {
-            let Some(Table { rows, topic, .. }) = &self.table else { break };
+            let Some(Target { table: Table { rows, .. }, topic }) = &self.target else { break };
             let byte = self.position.byte + lines.start() as u64;
             let known = if self.oversized.is_empty() { None } else { self.oversized.get(&byte) };
             let (line, error) = match piece {
@@ -66,11 +67,7 @@ impl FileReader {
                     },
                     Err(error) => (line, error),
                 },
-                Piece::TooLong(shown) => {
-                    let error =
-                        format!("the line is longer than {MAX_LINE_BYTES} bytes, these are its first {SHOWN_BYTES}");
-                    (shown, RowError { error, column: None, columns: None })
-                }
+                Piece::TooLong(shown) => (shown, too_long()),
             };
             let (ends_in_error, width) = (rows.header().ends_in_error, rows.header().width);
             if self.is_careful && position.line > self.position.line {
@@ -114,8 +111,8 @@ impl FileReader {
 
     /// Appends refused rows to their file.
     pub(super) fn store_refused(&self, rows: &mut Vec<u8>, position: &mut Position) -> io::Result<()> {
-        let (Some(path), Some(table)) = (&self.refused_file, &self.table) else { return Ok(()) };
-        self.write_refused(path, table, rows, position).map_err(|error| {
+        let (Some(path), Some(target)) = (&self.refused_file, &self.target) else { return Ok(()) };
+        self.write_refused(path, &target.table, rows, position).map_err(|error| {
             io::Error::new(error.kind(), format!("its refused rows cannot be written to rejected/: {error}"))
         })
     }

@@ -8,6 +8,9 @@ use std::{
 
 use importer::{ImportReport, Input, RefusedRow, StoppedAt, check_file, import_file};
 use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
     mocking::MockCluster,
     types::{RDKafkaApiKey, RDKafkaRespErr},
 };
@@ -138,6 +141,48 @@ async fn a_stopped_import_reports_what_is_acknowledged_and_where_to_go_on() {
     let report = report.expect("a report");
     assert_eq!((report.receipt.rows, report.receipt.accepted, report.receipt.error), (100, 100, None));
     assert_eq!(report.stopped_at, Some(StoppedAt { byte: content.len() as u64, line: 102 }));
+}
+
+fn delete_topic(fixture: &Fixture, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &fixture.broker).create().expect("a client");
+    let deleted = futures::executor::block_on(admin.delete_topics(&[topic], &AdminOptions::new())).expect("an answer");
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_is_deleted_during_an_import_is_created_again() {
+    let fixture = Fixture::new();
+    let (kafka, never) = (kafka(&fixture).await, CancellationToken::new());
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    writer.write_all(csv(0..100).as_bytes()).expect("written");
+    let import = import(&kafka, Input::Stream(Box::new(reader)), &never);
+    let delete = async {
+        tokio::task::block_in_place(|| {
+            fixture.wait("the first rows", || (fixture.events().len() == 100).then_some(()));
+            delete_topic(&fixture, &fixture.events);
+            for number in 100..200 {
+                writeln!(writer, "{}", row(number)).expect("written");
+            }
+            drop(writer);
+        });
+    };
+    let (report, ()) = tokio::join!(import, delete);
+    let receipt = report.expect("a report").receipt;
+    assert_eq!((receipt.rows, receipt.accepted, receipt.error), (200, 200, None));
+    // the first rows went with the topic
+    assert_eq!(fixture.numbers(), (100..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_topic_that_is_deleted_while_the_importer_runs_is_created_again() {
+    let fixture = Fixture::started();
+    fixture.drop_in("a.csv", csv(0..100));
+    fixture.receipt("done", "a.csv");
+    delete_topic(&fixture, &fixture.events);
+    fixture.drop_in("b.csv", csv(100..200));
+    assert_eq!(fixture.counts("done", "b.csv"), (100, 100, 0, None));
+    assert_eq!(fixture.numbers(), (100..200).collect::<Vec<_>>());
 }
 
 /// Line, byte, column and reason.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::{expected::Outcome, found::Seen, fresh::Place, screen::Screen};
 use crate::{
     address::{self, DataDirectory, Note},
-    ending,
+    exit,
     guide::Guide,
     servers, services,
 };
@@ -50,7 +50,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(Arguments { once, data }: Arguments) -> Result<ExitCode> {
-    ending::block_on(demo(once, address::demo(&data.path)))
+    exit::block_on(demo(once, address::demo(&data.path)))
 }
 
 async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {

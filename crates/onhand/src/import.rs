@@ -18,15 +18,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     address::{self, DataDirectory},
-    ending,
+    exit,
 };
 
 /// Say that Kafka is awaited after this long without an acknowledgement.
 const SILENCE: Duration = Duration::from_secs(3);
 /// How many refused rows of a file are listed with `--json`, which is in memory.
 const MAX_LISTED: usize = 1_000;
-/// The exit status if something could not be read or sent.
-const FAILED: u8 = 2;
 
 /// Import files now, and say what became of their rows
 #[derive(Args)]
@@ -89,20 +87,13 @@ struct Refusal {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
-    start(arguments).or_else(|error| match ending::exit_code(Err(error)) {
-        ExitCode::FAILURE => Ok(ExitCode::from(FAILED)),
-        broken_pipe => Ok(broken_pipe),
-    })
-}
-
-fn start(arguments: Arguments) -> Result<ExitCode> {
     let mut env = address::environment(&arguments.data.path);
     logs::start(&mut env);
     let kafka = if arguments.dry_run { None } else { Some(KafkaSettings::read(&mut env)) };
     env.finish()?;
     // before Kafka is waited for
     let inputs: Vec<_> = arguments.files.iter().map(|path| (path.clone(), input(path))).collect();
-    ending::block_on(async {
+    exit::block_on(async {
         let shutdown = lifecycle::shutdown_on_signals()?;
         if let Some(kafka) = kafka.as_ref().filter(|_| inputs.iter().any(|(_, input)| input.is_ok())) {
             kafka::ensure_topics(kafka, &kafka.all_topics(), &Health::default(), &shutdown).await?;
@@ -173,7 +164,7 @@ impl Import {
             writeln!(io::stdout(), "{text}").context("writing to stdout")?;
         }
         Ok(match (has_failed, summary.refused) {
-            (true, _) => ExitCode::from(FAILED),
+            (true, _) => ExitCode::from(exit::ERROR),
             (false, 0) => ExitCode::SUCCESS,
             (false, _) => ExitCode::FAILURE,
         })

@@ -3,7 +3,7 @@
 
 mod address;
 mod demo;
-mod ending;
+mod exit;
 mod generate;
 mod guide;
 mod import;
@@ -59,5 +59,5 @@ fn main() -> ExitCode {
         Command::Offsets(arguments) => offsets::run(arguments),
         Command::Run(arguments) => run::run(arguments),
     };
-    ending::exit_code(ended)
+    exit::code(ended)
 }

@@ -18,7 +18,7 @@ use sqlx::{ConnectOptions, PgConnection};
 
 use crate::{
     address::{self, DataDirectory},
-    ending, reading,
+    exit, reading,
     terminal::Paint,
 };
 
@@ -53,7 +53,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut env = address::environment(&arguments.data.path);
     let (kafka, postgres) = address::servers(&mut env, &arguments.data.path)?;
-    ending::block_on(async {
+    exit::block_on(async {
         match (&arguments.forget, &arguments.topic) {
             (Some(service), Some(topic)) => forget(&postgres, service, topic, arguments.yes).await,
             _ => show(&kafka, &postgres).await,

@@ -7,7 +7,7 @@ use clap::Args;
 use runtime::{Environment, lifecycle, logs};
 
 use crate::{
-    ending,
+    exit,
     services::{self, Service},
 };
 
@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(Arguments { service }: Arguments) -> Result<ExitCode> {
-    ending::block_on(async {
+    exit::block_on(async {
         let mut env = Environment::of_process();
         logs::start(&mut env);
         let shutdown = lifecycle::shutdown_on_signals()?;

@@ -13,7 +13,7 @@ use sandbox::Sandbox;
 
 use crate::{
     address::{DataDirectory, Note},
-    ending,
+    exit,
     guide::Guide,
     servers, services,
     terminal::Paint,
@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
-    ending::block_on(async {
+    exit::block_on(async {
         let mut env = Environment::of_process();
         logs::start(&mut env);
         env.finish()?;

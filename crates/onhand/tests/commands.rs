@@ -32,12 +32,12 @@ fn every_command_explains_itself_with_an_example() {
 }
 
 #[test]
-fn usage_errors_end_with_status_2_and_others_with_1() {
+fn errors_end_with_status_2() {
     assert_eq!(run(&mut onhand()).0, Some(2));
     assert_eq!(run(onhand().arg("frobnicate")).0, Some(2));
     assert_eq!(run(onhand().args(["generate", "--rows", "many"])).0, Some(2));
     let error = "onhand: the share of bad is 2, expected 0 to 1\n";
-    assert_eq!(run(onhand().args(["generate", "--bad", "2"])), (Some(1), String::new(), error.into()));
+    assert_eq!(run(onhand().args(["generate", "--bad", "2"])), (Some(2), String::new(), error.into()));
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn a_second_up_on_the_same_data_says_so_and_stops() {
         "onhand: another onhand is running on {} (pid 4711); stop it or choose another data directory\n",
         dir.path().display()
     );
-    assert_eq!((code, stderr), (Some(1), expected));
+    assert_eq!((code, stderr), (Some(2), expected));
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_wrong_setting_is_named_before_anything_is_started() {
     let mut up = onhand();
     up.arg("up").arg("--data").arg(dir.path().join("data")).env("STOCK_RETRY_MS", "soon").env("POSTGRES_DB", "");
     let (code, _, stderr) = run(&mut up);
-    assert!(code == Some(1) && stderr.contains("STOCK_RETRY_MS") && stderr.contains("POSTGRES_DB"), "{stderr}");
+    assert!(code == Some(2) && stderr.contains("STOCK_RETRY_MS") && stderr.contains("POSTGRES_DB"), "{stderr}");
     assert!(!dir.path().join("data").exists());
 }
 

@@ -54,7 +54,7 @@ fn make_anew(system: &System) {
 fn offsets_shows_how_far_a_service_is_behind_and_whether_the_topic_is_still_the_one_it_read() {
     let system = System::new(&[("KAFKA_TOPIC_PARTITIONS", "1")]);
     let (code, _, said) = system.run(&["offsets"]);
-    assert!(code == Some(1) && said.contains("has a service run on this database?"), "{said}");
+    assert!(code == Some(2) && said.contains("has a service run on this database?"), "{said}");
     import(&system, 0, 3);
     let stock = system.start("stock");
     system.until_read();
@@ -81,7 +81,7 @@ fn offsets_shows_how_far_a_service_is_behind_and_whether_the_topic_is_still_the_
     let mut stock = system.onhand(&["run", "stock"]);
     let stopped = stock.output().expect("it runs");
     let said = String::from_utf8_lossy(&stopped.stderr);
-    assert_eq!(stopped.status.code(), Some(1), "{said}");
+    assert_eq!(stopped.status.code(), Some(2), "{said}");
     assert!(said.contains(&format!("onhand offsets --forget stock --topic {topic}")), "{said}");
     let (code, printed, said) = system.run(&["offsets", "--forget", "stock", "--topic", topic, "--yes"]);
     let expected = format!("forgot 1 partitions of {topic}; stock begins anew when it is started\n");
@@ -100,7 +100,7 @@ fn forget_refuses_while_the_service_runs_and_without_yes_where_nobody_can_be_ask
     system.until_read();
     let topic = &system.topic;
     let forget = |options: &[&str]| system.run(&[&["offsets", "--forget", "stock", "--topic"], options].concat());
-    let refused = |said: &str| (Some(1), String::new(), format!("onhand: {said}\n"));
+    let refused = |said: &str| (Some(2), String::new(), format!("onhand: {said}\n"));
     assert_eq!(forget(&[topic, "--yes"]), refused("stock is running on this database; stop it first"));
     stock.stop();
 

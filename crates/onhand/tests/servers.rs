@@ -71,7 +71,7 @@ fn tail_of_an_unknown_topic_names_those_there_are() {
     fs::write(dir.path().join("empty.csv"), "").unwrap();
     run(onhand(&dir, &topics).args(["import", "empty.csv"]));
     let (code, _, errors) = run(onhand(&dir, &topics).args(["tail", "unheard-of"]));
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(2));
     assert!(
         errors.contains(r#"there is no topic "unheard-of""#) && errors.contains(&format!("{topics}-events")),
         "{errors}"

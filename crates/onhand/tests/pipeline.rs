@@ -224,6 +224,12 @@ fn the_whole_pipeline_survives_kills_and_ends_with_exactly_what_the_files_say() 
     assert!((repeats..=repeats + again).contains(&duplicates), "{repeats} and at most {again} more: {printed}");
     assert_eq!(figure(&printed, "refused rows of files"), bad);
     assert_eq!(figure(&printed, "receipts of files"), 4);
+    // the same with as little memory as it takes, so that it sorts in files
+    let little = ["verify", "--memory", "1"];
+    assert_eq!(system.run(&little), (Some(0), printed, String::new()));
+    let (code, _, said) = system.run(&[&little[..], &["-T", "/no/such/directory"]].concat());
+    let expected = "onhand: temporary files in /no/such/directory (--temporary-directory names another one): ";
+    assert!(code == Some(2) && said.starts_with(expected), "{said}");
     for process in [importer, other, started_again] {
         process.stop();
     }
@@ -332,6 +338,35 @@ fn verify_fails_and_names_what_differs_however_the_tables_are_tampered_with() {
              INSERT INTO transactions SELECT transaction_id, 'sale', timestamp, store_number, item_number, amount FROM gone",
             format!("transactions: {} on 4-9 is there, but must wait", id(3)),
         ),
+        (
+            "UPDATE transactions SET store_number = 5 WHERE event = 'sale'",
+            format!("transactions: {} has other content than its event", id(2)),
+        ),
+        (
+            "UPDATE transactions SET event = 'gift' WHERE event = 'sale'",
+            format!("transactions: {} has other content than its event", id(2)),
+        ),
+        (
+            "UPDATE transactions SET amount = 1::bigint << 62 WHERE event = 'sale'",
+            format!("transactions: {} has other content than its event", id(2)),
+        ),
+        (
+            "UPDATE transactions SET partition = 1, record_offset = 1000 WHERE event = 'sale'",
+            format!("transactions: {} is not the event of record 1:1000, which it says it came from", id(2)),
+        ),
+        // the first record of the partition that has most is the first one of all
+        (
+            "UPDATE transactions SET record_offset = 0,
+                 partition = (SELECT partition FROM consumer_offsets ORDER BY next_offset DESC LIMIT 1)
+             WHERE event = 'sale'",
+            format!("transactions: {} is not the event of record ", id(2)),
+        ),
+        (
+            "UPDATE transactions SET record_offset = 0, recorded_at = '2000-01-01Z',
+                 partition = (SELECT partition FROM consumer_offsets ORDER BY next_offset DESC LIMIT 1)
+             WHERE amount = 400",
+            ":0 was recorded at 2000-01-01T00:00:00Z, the topic says 2".into(),
+        ),
         ("INSERT INTO stores VALUES (5)", "stores: 5 is there, but has no items".into()),
         ("DELETE FROM stores", "stores: 4 is missing, it has items".into()),
         (
@@ -343,10 +378,6 @@ fn verify_fails_and_names_what_differs_however_the_tables_are_tampered_with() {
             format!("record 0:0 is not the sale {}, which waits as the one that came there", id(3)),
         ),
         (
-            "UPDATE consumer_offsets SET topic_identity = 'another/' || topic_identity",
-            "is not the topic that was read".into(),
-        ),
-        (
             "INSERT INTO outbox (service, topic, payload, headers) VALUES ('stock', 'errors', '{}', '[[\"ce_id\", \"made-up\"]]')",
             "errors: made-up has no reason".into(),
         ),
@@ -355,13 +386,65 @@ fn verify_fails_and_names_what_differs_however_the_tables_are_tampered_with() {
             format!("transactions: {} is there, but no event on the topic accounts for it", id(6)),
         ),
     ];
-    for (sql, expected) in spoilt {
+    let spoilt = spoilt.map(|(sql, expected)| (sql.to_owned(), expected));
+    // refusals that nobody decided, of the first record of all, and of one that is not there
+    let refused = |class: &str, offset: i64| {
+        format!(
+            "INSERT INTO outbox (service, topic, payload, headers)
+             SELECT 'stock', 'errors', '{{\"error\": \"made up\"}}', jsonb_build_array(
+                 jsonb_build_array('ce_id', 'made-up'),
+                 jsonb_build_array('__connect.errors.connector.name', 'stock'),
+                 jsonb_build_array('__connect.errors.topic', topic),
+                 jsonb_build_array('__connect.errors.partition', partition::text),
+                 jsonb_build_array('__connect.errors.offset', '{offset}'),
+                 jsonb_build_array('__connect.errors.exception.class.name', '{class}'))
+             FROM consumer_offsets ORDER BY next_offset DESC LIMIT 1"
+        )
+    };
+    let made_up = [
+        (refused("ConflictingTransaction", 0), "0 was refused as a conflict, but no other event has the id ".to_owned()),
+        (refused("StockOverflow", 0), "0 was refused as an overflow, which it is not".into()),
+        (refused("InsufficientStock", 0), "0 was given up, though it fitted when it came".into()),
+        (refused("InvalidEvent", 0), "0 was refused as InvalidEvent, but is an event".into()),
+        (refused("Mood", 0), "0 as Mood, which no rule of stock is".into()),
+        (refused("InvalidEvent", -5), ":-5 was refused, but is not on the topic".into()),
+    ];
+    for (sql, expected) in spoilt.into_iter().chain(made_up) {
         let copy = system.copy();
-        copy.tamper(sql);
+        copy.tamper(&sql);
         let (code, printed, said) = copy.run(&["verify"]);
         assert_eq!(code, Some(1), "{sql}: {printed}{said}");
-        assert!(printed.contains(&expected) || said.contains(&expected), "{sql}: not {expected:?} in {printed}{said}");
+        assert!(printed.contains(&expected), "{sql}: not {expected:?} in {printed}{said}");
     }
+
+    // what cannot be compared is neither the same nor different
+    let copy = system.copy();
+    copy.tamper("UPDATE consumer_offsets SET topic_identity = 'another/' || topic_identity");
+    let (code, printed, said) = copy.run(&["verify"]);
+    assert_eq!((code, printed.as_str()), (Some(2), ""), "{said}");
+    assert!(said.contains("is not the topic that was read"), "{said}");
+
+    // for programs
+    let copy = system.copy();
+    copy.tamper("UPDATE items SET amount = amount + 1");
+    let (code, printed, said) = copy.run(&["verify", "--json"]);
+    let report: Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((code, said.as_str()), (Some(1), ""));
+    let figures = ["records", "journal", "duplicates", "waiting", "refused", "cards", "refused_rows"];
+    let figures = figures.map(|name| report[name].as_u64().expect("a number"));
+    assert_eq!((figures, report["holds"].as_bool()), ([7, 4, 1, 1, 1, 2, 1], Some(false)), "{printed}");
+    let example = |message: &str, card: &str| serde_json::json!({ "message": message, "card": card });
+    let differences = serde_json::json!([
+        { "kind": "amount", "count": 2, "examples": [
+            example("items: 4-3 is 382, the events say 381", "4-3"),
+            example("items: 4-7 is 7, the events say 6", "4-7"),
+        ] },
+        { "kind": "journal_sum", "count": 2, "examples": [
+            example("items: 4-3 is 382, its journal sums up to 381", "4-3"),
+            example("items: 4-7 is 7, its journal sums up to 6", "4-7"),
+        ] },
+    ]);
+    assert_eq!((&report["differences"], report["difference_count"].as_u64()), (&differences, Some(4)));
 
     let receipt = system.importer().join("done").join("x.csv.receipt.json");
     fs::create_dir_all(system.importer().join("done")).expect("a directory");

@@ -170,7 +170,7 @@ impl System {
     }
 
     /// Changes the database as nobody may.
-    pub fn tamper(&self, sql: &'static str) {
+    pub fn tamper(&self, sql: &str) {
         self.tokio.block_on(async {
             let mut connection = self.connect(&self.database()).await;
             let changed = sqlx::query(sql).execute(&mut connection).await.expect("changed");

@@ -1,9 +1,8 @@
-//! `onhand demo`: example.csv through the whole house, shown as it happens.
+//! `onhand demo`: example.csv through the whole system, shown as it happens.
 
-mod expected;
-mod found;
-mod fresh;
+mod observed;
 mod screen;
+mod setup;
 mod table;
 
 use std::{
@@ -18,18 +17,23 @@ use sandbox::Sandbox;
 use sqlx::{Connection, PgConnection};
 use tokio_util::sync::CancellationToken;
 
-use self::{expected::Outcome, found::Seen, fresh::Place, screen::Screen};
+use self::{screen::Screen, setup::Setup};
 use crate::{
     address::{self, DataDirectory, Note},
     exit,
     guide::Guide,
     servers, services,
+    verify::{self, Report, Scratch},
 };
 
-/// Rows of every fate.
+/// Rows with every outcome.
 const EXAMPLE: &str = include_str!("../../../example.csv");
 /// More than the waiting sales' clock and a slow machine take together.
-const PATIENCE: Duration = Duration::from_secs(90);
+const ENDS_WITHIN: Duration = Duration::from_secs(90);
+/// Between two looks at the system.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Far more than the example takes; a user's files may follow.
+const VERIFY_MEMORY: usize = 16 << 20;
 
 /// See it work: a small file through Kafka into Postgres, every step of it shown
 #[derive(Args)]
@@ -37,12 +41,13 @@ const PATIENCE: Duration = Duration::from_secs(90);
 Starts a private Kafka and Postgres, unless KAFKA_BROKER_URL and POSTGRES_HOSTNAME name others, and \
 all services; drops example.csv into the import directory; shows what the services say, the records \
 of both topics and the items table; and stays up to be tried. It has topics, a database and a \
-directory of its own (.onhand/demo/), and begins afresh each time.
+directory of its own (.onhand/demo/), and begins afresh each time. On servers of yours these are \
+called onhand-demo-... and onhand_demo; it deletes none that it did not create.
 
 Example: as a check of an installation, for its exit status
   onhand demo --once && echo it works here")]
 pub(crate) struct Arguments {
-    /// End when all is there: exit status 0 only if it is what the rows of example.csv must lead to
+    /// End when all is there: exit status 0 only if `onhand verify` finds that everything holds
     #[arg(long)]
     once: bool,
     #[command(flatten)]
@@ -64,9 +69,9 @@ async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
         servers::stop(servers).await?;
         bail!("stopped before all was there");
     }
-    let place = fresh::make(&servers, &root, &mut env, &shutdown).await?;
-    let note = Note::leave(&root, &place.variables).context("noting what runs")?;
-    let seen = found::watch(&place.kafka, &screen, &shutdown)?;
+    let setup = setup::create(&servers, &root, &mut env, &shutdown).await?;
+    let note = Note::leave(&root, &setup.variables).context("noting what runs")?;
+    observed::watch(&setup.kafka, &screen, &shutdown)?;
 
     let mut running = tokio::spawn(services::start(&services::ALL, &mut env, &shutdown)?.join());
     let shown = tokio::select! {
@@ -74,7 +79,7 @@ async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
             Ok(()) if once => Err(anyhow!("stopped before all was there")),
             ended => ended,
         },
-        shown = show(&screen, &place, &seen, &servers, once) => shown,
+        shown = show(&screen, &setup, &servers, once) => shown,
     };
     if !running.is_finished() {
         if once || shown.is_err() {
@@ -89,34 +94,33 @@ async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
     shown.map(|()| ExitCode::SUCCESS)
 }
 
-/// The file, what becomes of it, and how to go on. An error names what is not as it must be.
-async fn show(screen: &Screen, place: &Place, seen: &Seen, servers: &Sandbox, once: bool) -> Result<()> {
-    let expected = expected::of_file(EXAMPLE).context("example.csv")?;
+/// The file, what becomes of it, and how to go on. An error names what differs.
+async fn show(screen: &Screen, setup: &Setup, servers: &Sandbox, once: bool) -> Result<()> {
     let bold = |text: &str| screen.plain(&format!("\n{}\n", screen.paint.bold(text)));
     bold("example.csv, as it is dropped into the import directory:");
     for line in table::of_csv(EXAMPLE) {
         screen.plain(&line);
     }
     bold("what becomes of it:");
-    fresh::drop_file(&place.input, "example.csv", EXAMPLE)?;
-    let checked = check(screen, place, seen, &expected).await;
+    setup::drop_file(&setup.input, "example.csv", EXAMPLE)?;
+    let checked = until_it_holds(screen, setup).await;
     screen.check()?;
 
     bold("select * from items order by id;");
-    let mut connection = connect(&place.postgres).await?;
-    for line in table::of_numbers(&["id", "item_id", "store_id", "amount"], &found::items(&mut connection).await?) {
+    let mut connection = connect(&setup.postgres).await?;
+    for line in table::of_numbers(&["id", "item_id", "store_id", "amount"], &observed::items(&mut connection).await?) {
         screen.plain(&line);
     }
     screen.plain("");
     match &checked {
-        Ok(()) => screen.plain(&screen.paint.green(summary(&expected))),
+        Ok(report) => screen.plain(&screen.paint.green(summary(report))),
         Err(error) => screen.plain(&screen.paint.red(format!("{error:#}"))),
     }
     if once {
-        return checked;
+        return checked.map(|_| ());
     }
     bold("it stays up; go on with:");
-    let guide = Guide { servers, kafka: &place.kafka, postgres: &place.postgres, input: &place.input };
+    let guide = Guide { servers, kafka: &setup.kafka, postgres: &setup.postgres, input: &setup.input };
     for line in guide.lines(screen.paint) {
         screen.plain(&line);
     }
@@ -124,29 +128,46 @@ async fn show(screen: &Screen, place: &Place, seen: &Seen, servers: &Sandbox, on
     screen.check()
 }
 
-/// Waits until all is as it must be.
-async fn check(screen: &Screen, place: &Place, seen: &Seen, expected: &Outcome) -> Result<()> {
+/// Waits until nothing of the file is on its way any longer, and everything holds.
+async fn until_it_holds(screen: &Screen, setup: &Setup) -> Result<Report> {
     let started = Instant::now();
     loop {
         screen.check()?;
-        let found = look(place, seen).await;
-        let differences = match found {
-            Ok(found) => expected.differences(&found),
-            Err(error) => vec![format!("{error:#}")],
+        let scratch = Scratch::new(None, VERIFY_MEMORY);
+        let missing = match verify::check(&setup.kafka, &setup.postgres, &setup.directory, scratch).await {
+            Ok(report) if !report.holds() => bail!("this differs:\n  {}", report.differences.lines().join("\n  ")),
+            Ok(report) => match missing(&report) {
+                None => return Ok(report),
+                Some(what) => what,
+            },
+            // the service may not have made its tables yet
+            Err(error) => format!("{error:#}"),
         };
-        if differences.is_empty() {
-            return Ok(());
+        if started.elapsed() > ENDS_WITHIN {
+            bail!("not done after {} s: {missing}", ENDS_WITHIN.as_secs());
         }
-        if started.elapsed() > PATIENCE {
-            bail!("not as it must be, after {} s:\n  {}", PATIENCE.as_secs(), differences.join("\n  "));
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-async fn look(place: &Place, seen: &Seen) -> Result<Outcome> {
-    let mut connection = connect(&place.postgres).await?;
-    found::now(seen, &mut connection).await
+/// What is still to come of the file.
+fn missing(report: &Report) -> Option<String> {
+    let accepted = report.receipts.filter(|receipts| receipts.count > 0).map(|receipts| receipts.accepted);
+    let Some(accepted) = accepted else { return Some("the file has no receipt yet".into()) };
+    let (rows, found) = (rows(), accepted + report.refused_rows);
+    if found != rows {
+        return Some(format!("{found} of {rows} rows were accepted or refused"));
+    }
+    match (report.not_applied, report.waiting) {
+        (0, 0) => None,
+        (0, waiting) => Some(format!("{waiting} sales wait")),
+        (records, _) => Some(format!("{records} records are not applied")),
+    }
+}
+
+/// Rows of the example.
+fn rows() -> u64 {
+    EXAMPLE.lines().count() as u64 - 1
 }
 
 async fn connect(settings: &PostgresSettings) -> Result<PgConnection> {
@@ -154,14 +175,13 @@ async fn connect(settings: &PostgresSettings) -> Result<PgConnection> {
     PgConnection::connect_with(&options).await.with_context(|| format!("Postgres at {settings}"))
 }
 
-fn summary(expected: &Outcome) -> String {
-    let rows = EXAMPLE.lines().count() - 1;
-    let (accepted, applied) = (expected.events.len(), expected.transactions.len());
-    let (refused, given_up) = (rows - accepted, expected.errors.len() - (rows - accepted));
-    let twice = accepted - applied - given_up;
+fn summary(report: &Report) -> String {
+    let Report { records, journal, duplicates, refused, refused_rows, .. } = report;
     format!(
-        "All is as it must be: of {rows} rows the importer accepted {accepted} and refused {refused};\n\
-         of these {accepted} events the stock service applied {applied}, knew {twice} already and refused {given_up} in the end."
+        "Of {} rows the importer accepted {records} and refused {refused_rows}; of these {records} events the stock\n\
+         service applied {journal}, knew {duplicates} already and refused {refused} in the end. onhand verify has\n\
+         compared the tables with the events: everything holds.",
+        rows()
     )
 }
 

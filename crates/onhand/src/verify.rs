@@ -186,8 +186,8 @@ pub(crate) async fn check(
     })?;
     differences.append(found);
     differences.append(cards.differences);
-    let receipts = receipts
-        .map(|receipts| receipts.compare(&refused, read.records + read.not_applied, &mut differences));
+    let receipts =
+        receipts.map(|receipts| receipts.compare(&refused, read.records + read.not_applied, &mut differences));
     let mut report = Report {
         topic: topic.to_owned(),
         records: read.records,

@@ -20,17 +20,6 @@ fn run(command: &mut Command) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_demo_ends_well_and_can_be_run_again() {
-    let dir = tempfile::tempdir().unwrap();
-    for _ in 0..2 {
-        let (code, screen, errors) = run(onhand(&dir, "unused").args(["demo", "--once"]));
-        assert_eq!(code, Some(0), "{screen}\n{errors}");
-        assert!(screen.contains("All is as it must be"), "{screen}");
-        assert!(!screen.contains('\x1b'), "colours without a terminal");
-    }
-}
-
-#[test]
 fn import_says_what_became_of_the_rows_and_tail_shows_them() {
     let dir = tempfile::tempdir().unwrap();
     let topics = sandbox::shared().fresh_name("import");

@@ -173,8 +173,7 @@ impl<E: FnMut([u8; STEP]) -> Result<()>> Ids<E> {
         if missing.is_some() {
             let movement = content.movement.map_or("event", |movement| movement.as_str());
             let what = || format!("{movement} of {id} on {} is nowhere (record {}:{})", content.card, first.0, first.1);
-            self.differences
-                .add(Kind::MissingRow, || Difference::new(what()).at(first).id(id).card(content.card));
+            self.differences.add(Kind::MissingRow, || Difference::new(what()).at(first).id(id).card(content.card));
         }
         // of one that was given up and came again, the row knows which record it was
         let place = if given_up { named.unwrap_or(first) } else { first };

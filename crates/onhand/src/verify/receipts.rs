@@ -69,9 +69,8 @@ impl Receipts {
                 of_name.sum += refused;
                 of_name.most = of_name.most.max(refused);
             }
-            _ => differences.add(Kind::Receipt, || {
-                Difference::new(format!("{}: rows are not accepted + refused", path.display()))
-            }),
+            _ => differences
+                .add(Kind::Receipt, || Difference::new(format!("{}: rows are not accepted + refused", path.display()))),
         }
     }
 

@@ -57,7 +57,7 @@ plain rules, and compares: every record is in the journal, a duplicate, waiting 
 reason; a row of the journal names the record it came from; each amount is the sum of its journal and \
 never negative; every row that a receipt in the import directory counts is on the topic or, refused, \
 on the errors topic. The system may go on working meanwhile. What does not fit in memory is sorted in \
-temporary files, some 250 bytes an event.
+temporary files, some 200 bytes an event.
 
 Exit status 0 if everything holds, 1 if something differs, 2 if it could not be checked. With --json, \
 one JSON object on stdout: what was compared, and of each kind of difference the count and some \

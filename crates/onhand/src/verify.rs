@@ -73,7 +73,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     json: bool,
     /// Memory for sorting, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     memory: u64,
     /// Where temporary files are made [default: TMPDIR, else /var/tmp]
     #[arg(short = 'T', long, value_name = "DIR")]
@@ -160,11 +160,14 @@ pub(crate) async fn check(
             anyhow::Ok((result, records))
         })
     };
-    let journal = load::journal(&mut tx, &mut rows).await?;
     let mut steps = Sorter::new(&scratch);
-    load::stock(&mut tx, &mut steps).await?;
+    let ((read, records), journal) =
+        tokio::try_join!(async { reading.await.context("the thread that reads the topic")? }, async {
+            let journal = load::journal(&mut tx, &mut rows).await?;
+            load::stock(&mut tx, &mut steps).await?;
+            Ok(journal)
+        },)?;
     tx.commit().await?;
-    let (read, records) = reading.await.context("reading the topic")??;
     progress.finish_and_clear();
     differences.append(read.differences);
 

@@ -48,8 +48,7 @@ pub(super) async fn waiting_sales(
     claims: &mut Sorter<CLAIM>,
     ids: &mut Sorter<OCCURRENCE>,
 ) -> Result<u64> {
-    let columns =
-        "waiting_sales (transaction_id, timestamp, store_number, item_number, amount, topic, partition, record_offset, recorded_at)";
+    let columns = "waiting_sales (transaction_id, timestamp, store_number, item_number, amount, topic, partition, record_offset, recorded_at)";
     let mut order = 0;
     copy::rows(tx, columns, |row| {
         let id = row.uuid()?;
@@ -96,17 +95,17 @@ fn explain(error: Error) -> Error {
     }
 }
 
-/// Items and stores. Returns how many items there are.
-pub(super) async fn stock(tx: &mut PgConnection, cards: &mut Sorter<STEP>) -> Result<u64> {
+/// Items and stores.
+pub(super) async fn stock(tx: &mut PgConnection, cards: &mut Sorter<STEP>) -> Result<()> {
     let items = copy::rows(tx, "items (store_id, item_id, amount)", |row| {
         let card = Card { store: row.bigint()?, item: row.bigint()? };
         cards.push(step(card, Step::Item(row.bigint()?)))
     });
-    let items = items.await.context("reading items")?;
+    items.await.context("reading items")?;
     let stores =
         copy::rows(tx, "stores (id)", |row| cards.push(step(Card { store: row.bigint()?, item: 0 }, Step::Store)));
     stores.await.context("reading stores")?;
-    Ok(items)
+    Ok(())
 }
 
 /// The columns that the journal and the waiting sales have in common.

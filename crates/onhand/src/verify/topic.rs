@@ -38,7 +38,11 @@ pub(super) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i3
 }
 
 /// An error when the topic was created again since, or is another cluster's: nothing of it would fit.
-pub(super) fn is_the_one_that_was_read(consumer: &BaseConsumer, topic: &str, positions: &[ConsumerOffset]) -> Result<()> {
+pub(super) fn is_the_one_that_was_read(
+    consumer: &BaseConsumer,
+    topic: &str,
+    positions: &[ConsumerOffset],
+) -> Result<()> {
     let Some(read) = positions.first() else { return Ok(()) };
     let now = kafka::topic_identity(consumer.client(), topic).with_context(|| format!("asking for topic {topic}"))?;
     if positions.iter().any(|position| position.topic_identity != now) {

@@ -139,6 +139,8 @@ impl Visit for Text {
         use fmt::Write;
         let written = match field.name() {
             "message" => write!(self.message, "{value:?}"),
+            // who speaks is at the left, and the record has its own line
+            "service" | "transaction_id" => Ok(()),
             name => write!(self.fields, " {name}={value:?}"),
         };
         // a String takes everything

@@ -236,9 +236,12 @@ mod tests {
         (Source::Record { place, refused }, content)
     }
 
+    /// The offset of a record, and what became of it; neither for a row without a record.
+    type StepOf = (Option<i64>, Option<Became>);
+
     /// What the pass says of the occurrences of one id: duplicates, the steps by the places of their
     /// records, and the differences.
-    fn pass(occurrences: &[(Source, Content)]) -> (u64, Vec<(Option<i64>, Option<Became>)>, Vec<String>) {
+    fn pass(occurrences: &[(Source, Content)]) -> (u64, Vec<StepOf>, Vec<String>) {
         let occurrence = |&(source, content): &(Source, Content)| {
             Occurrence { id: Uuid::nil(), source, content, recorded_at: Some(1) }.entry()
         };

@@ -1,28 +1,16 @@
 //! `onhand`: the launcher and the operator's command line. It may know every crate of the house;
-//! no crate knows it. One file a command; this one only chooses.
+//! no crate knows it. `commands` has one file or folder a command; this one only chooses.
 
-mod address;
-mod demo;
+mod commands;
 mod exit;
-mod generate;
-mod guide;
-mod import;
-mod offsets;
-mod readable;
-mod reading;
-mod run;
-mod servers;
-mod services;
-mod signals;
-mod tail;
-mod terminal;
-mod up;
-mod verify;
-mod with;
+mod output;
+mod system;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::commands::{demo, generate, import, offsets, run, tail, up, verify, with};
 
 /// Stock on hand, exactly once: CSV files to Kafka to Postgres.
 #[derive(Parser)]

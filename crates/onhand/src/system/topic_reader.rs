@@ -28,16 +28,16 @@ pub(crate) enum From {
 }
 
 /// Reads one or more topics.
-pub(crate) struct Reader {
+pub(crate) struct TopicReader {
     consumer: BaseConsumer,
     partitions: usize,
     /// Partitions that were read to their end once.
     ended: BTreeSet<i32>,
 }
 
-impl Reader {
+impl TopicReader {
     /// A reader of all partitions of these topics. Says which topics there are when one is unknown.
-    pub(crate) fn open(settings: &KafkaSettings, topics: &[&str], from: From) -> Result<Reader> {
+    pub(crate) fn open(settings: &KafkaSettings, topics: &[&str], from: From) -> Result<TopicReader> {
         let consumer: BaseConsumer = kafka::client(settings, "onhand-reader")
             .set("group.id", "onhand-reader")
             .set("enable.auto.commit", "false")
@@ -65,7 +65,7 @@ impl Reader {
             }
         }
         consumer.assign(&assignment).context("reading partitions")?;
-        Ok(Reader { consumer, partitions: assignment.count(), ended: BTreeSet::new() })
+        Ok(TopicReader { consumer, partitions: assignment.count(), ended: BTreeSet::new() })
     }
 
     /// The next record, when one comes in time. An error is a passing one: the broker is away.

@@ -5,7 +5,7 @@ use rdkafka::{Message, message::OwnedMessage};
 use serde_json::{Map, Value};
 use time::macros::format_description;
 
-use crate::{reading::time_of, terminal::Paint};
+use crate::{output::terminal::Paint, system::topic_reader::time_of};
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy)]

@@ -11,7 +11,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::entry::Place;
-use crate::terminal::Paint;
+use crate::output::terminal::Paint;
 
 /// Differences of one kind that are shown; the others are only counted.
 const EXAMPLES: usize = 10;

@@ -1,5 +1,7 @@
 //! `onhand with`: a command, and servers around it.
 
+mod signals;
+
 use std::{
     env,
     ffi::OsString,
@@ -16,7 +18,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::{servers, signals};
+use crate::system::private_servers;
 
 /// Run a command with a private Kafka and Postgres around it
 #[derive(Args)]
@@ -50,7 +52,7 @@ pub(crate) fn run(Arguments { data, command }: Arguments) -> Result<ExitCode> {
 }
 
 fn run_at(root: &Path, command: &[OsString]) -> Result<ExitCode> {
-    let servers = servers::start(root)?;
+    let servers = private_servers::start(root)?;
     let ended = match signals::received() {
         // asked to end before there was a command
         Some(signal) => Ok(ExitCode::from(128 + signal)),

@@ -12,11 +12,12 @@ use runtime::{Environment, KafkaSettings, PostgresSettings, lifecycle, logs};
 use sandbox::Sandbox;
 
 use crate::{
-    address::{DataDirectory, Note},
     exit,
-    guide::Guide,
-    servers, services,
-    terminal::Paint,
+    output::{next_steps::NextSteps, terminal::Paint},
+    system::{
+        private_servers, services,
+        target::{DataDirectory, RunningSystem},
+    },
 };
 
 /// Run all services until Ctrl-C, with a private Kafka and Postgres if none is configured
@@ -42,9 +43,9 @@ pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
         env.finish()?;
         services::check(&services::ALL)?;
         let shutdown = lifecycle::shutdown_on_signals()?;
-        let servers = servers::start_async(data.path.clone(), |line| tracing::info!("{line} ...")).await?;
+        let servers = private_servers::start_async(data.path.clone(), |line| tracing::info!("{line} ...")).await?;
         if shutdown.is_cancelled() {
-            servers::stop(servers).await?;
+            private_servers::stop(servers).await?;
             return Ok(ExitCode::SUCCESS);
         }
         let variables = servers.environment();
@@ -52,11 +53,11 @@ pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
             env.set(name, value.as_str());
         }
         let tasks = services::start(&services::ALL, &mut env, &shutdown)?;
-        let note = Note::leave(&data.path, &variables).context("noting what runs")?;
+        let running_system = RunningSystem::record(&data.path, &variables).context("noting what runs")?;
         tell(&servers, &mut env, &data.path).context("writing to stdout")?;
         let ended = tasks.join().await;
-        drop(note);
-        servers::stop(servers).await?;
+        drop(running_system);
+        private_servers::stop(servers).await?;
         ended.map(|()| ExitCode::SUCCESS)
     })
 }
@@ -66,10 +67,10 @@ fn tell(servers: &Sandbox, env: &mut Environment, data: &Path) -> io::Result<()>
     let settings = importer::Settings::read(env);
     // the importer makes it too, but the reader may be faster
     std::fs::create_dir_all(settings.directory.join("input"))?;
-    let guide = Guide { servers, kafka: &kafka, postgres: &postgres, input: &settings.directory.join("input") };
+    let steps = NextSteps { servers, kafka: &kafka, postgres: &postgres, input: &settings.directory.join("input") };
     let mut out = io::stdout().lock();
     writeln!(out, "\nonhand is up; what it knows is kept in {}/\n", data.display())?;
-    for line in guide.lines(Paint::of_stdout()) {
+    for line in steps.lines(Paint::of_stdout()) {
         writeln!(out, "{line}")?;
     }
     writeln!(out)?;

@@ -17,8 +17,8 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    address::{self, DataDirectory},
     exit,
+    system::target::{self, DataDirectory},
 };
 
 /// Say that Kafka is awaited after this long without an acknowledgement.
@@ -87,7 +87,7 @@ struct Refusal {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let mut env = address::environment(&arguments.data.path);
+    let mut env = target::environment(&arguments.data.path);
     logs::start(&mut env);
     let kafka = if arguments.dry_run { None } else { Some(KafkaSettings::read(&mut env)) };
     env.finish()?;

@@ -18,7 +18,7 @@ use super::{
     report::{Difference, Differences, Kind},
     sorter::{Sorted, Sorter},
 };
-use crate::reading;
+use crate::system::topic_reader;
 
 /// First offset and end of every partition of a topic.
 pub(super) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>> {
@@ -100,7 +100,7 @@ pub(super) fn read(
             );
         }
         let (mut ended, mut seen) = (Ok(()), 0_u64);
-        reading::range(consumer, (topic, partition), low..high, |message| {
+        topic_reader::range(consumer, (topic, partition), low..high, |message| {
             if message.offset() < next {
                 let millis = message.timestamp().to_millis();
                 let place = (partition, message.offset());

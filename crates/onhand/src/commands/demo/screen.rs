@@ -19,7 +19,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::terminal::{self, Paint};
+use crate::output::terminal::{self, Paint};
 
 /// Columns that who speaks takes.
 pub(crate) const LABEL: usize = 10;

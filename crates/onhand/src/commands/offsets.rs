@@ -17,9 +17,12 @@ use runtime::{KafkaSettings, PostgresSettings, kafka, postgres};
 use sqlx::{ConnectOptions, PgConnection};
 
 use crate::{
-    address::{self, DataDirectory},
-    exit, reading,
-    terminal::Paint,
+    exit,
+    output::terminal::Paint,
+    system::{
+        target::{self, DataDirectory},
+        topic_reader,
+    },
 };
 
 /// Records behind a position that are counted one by one.
@@ -51,8 +54,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let mut env = address::environment(&arguments.data.path);
-    let (kafka, postgres) = address::servers(&mut env, &arguments.data.path)?;
+    let mut env = target::environment(&arguments.data.path);
+    let (kafka, postgres) = target::servers(&mut env, &arguments.data.path)?;
     exit::block_on(async {
         match (&arguments.forget, &arguments.topic) {
             (Some(service), Some(topic)) => forget(&postgres, service, topic, arguments.yes).await,
@@ -73,7 +76,7 @@ async fn show(kafka: &KafkaSettings, settings: &PostgresSettings) -> Result<Exit
         println!("no service has read anything yet");
         return Ok(ExitCode::SUCCESS);
     }
-    let consumer = reading::consumer(kafka, "onhand-offsets")?;
+    let consumer = topic_reader::consumer(kafka, "onhand-offsets")?;
     println!("{:<14} {:<20} {:>9} {:>12} {:>12} {:>10}", "service", "topic", "partition", "next offset", "end", "lag");
     let (mut total, mut unknown, mut stranger) = (0, 0, false);
     for position in &positions {
@@ -131,7 +134,7 @@ fn beside(consumer: &BaseConsumer, position: &ConsumerOffset) -> (Option<i64>, O
 /// no lag, and each transaction ends with one. Of what comes after these, each offset counts.
 fn lag(consumer: &BaseConsumer, partition: (&str, i32), next_offset: i64, end: i64) -> Result<i64> {
     let (mut records, mut uncounted) = (0, 0);
-    reading::range(consumer, partition, next_offset..end, |message| {
+    topic_reader::range(consumer, partition, next_offset..end, |message| {
         records += 1;
         if records < COUNTED {
             return ControlFlow::Continue(());

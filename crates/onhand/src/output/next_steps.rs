@@ -1,14 +1,14 @@
-//! How to go on, once everything runs.
+//! What a user may do next, once everything runs.
 
 use std::{env, path::Path};
 
 use runtime::{KafkaSettings, PostgresSettings};
 use sandbox::Sandbox;
 
-use crate::terminal::Paint;
+use crate::output::terminal::Paint;
 
-/// What a guide leads to.
-pub(crate) struct Guide<'a> {
+/// What the steps refer to.
+pub(crate) struct NextSteps<'a> {
     pub(crate) servers: &'a Sandbox,
     pub(crate) kafka: &'a KafkaSettings,
     pub(crate) postgres: &'a PostgresSettings,
@@ -16,7 +16,7 @@ pub(crate) struct Guide<'a> {
     pub(crate) input: &'a Path,
 }
 
-impl Guide<'_> {
+impl NextSteps<'_> {
     /// A line for each thing one may want to do next.
     pub(crate) fn lines(&self, paint: Paint) -> Vec<String> {
         let event_topics: Vec<_> =

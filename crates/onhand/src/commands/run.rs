@@ -8,7 +8,7 @@ use runtime::{Environment, lifecycle, logs};
 
 use crate::{
     exit,
-    services::{self, Service},
+    system::services::{self, Service},
 };
 
 /// Run one service; its settings are environment variables alone

@@ -10,9 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::screen::{LABEL, Screen};
 use crate::{
-    readable::Style,
-    reading::{From, Reader},
-    terminal,
+    output::{record_line::Style, terminal},
+    system::topic_reader::{From, TopicReader},
 };
 
 /// Records shown in a second: who drops a large file wants to see what happens, not all of it.
@@ -20,7 +19,7 @@ const AT_A_TIME: u64 = 40;
 
 /// Shows the records of all topics on the screen as they come, until shutdown.
 pub(crate) fn watch(settings: &KafkaSettings, screen: &Screen, shutdown: &CancellationToken) -> Result<()> {
-    let mut reader = Reader::open(settings, &settings.all_topics(), From::Start)?;
+    let mut reader = TopicReader::open(settings, &settings.all_topics(), From::Start)?;
     let (screen, shutdown) = (screen.clone(), shutdown.clone());
     let errors_topic = settings.errors_topic.clone();
     std::thread::Builder::new().name("watch".into()).spawn(move || {

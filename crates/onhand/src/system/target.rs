@@ -68,25 +68,25 @@ type Variables = BTreeMap<String, String>;
 
 /// The note of what runs on a data directory; gone when dropped.
 #[derive(Debug)]
-pub(crate) struct Note(PathBuf);
+pub(crate) struct RunningSystem(PathBuf);
 
-impl Note {
+impl RunningSystem {
     /// Writes down what is in force: these variables, and the process's own. For this user only,
     /// since passwords are among them.
-    pub(crate) fn leave(root: &Path, variables: &[(String, String)]) -> io::Result<Note> {
+    pub(crate) fn record(root: &Path, variables: &[(String, String)]) -> io::Result<RunningSystem> {
         let utf8 = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
         let path = root.join(FILE);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        let mut noted = noted(env::vars_os().filter_map(utf8), variables)?;
+        let mut noted = settings_in_force(env::vars_os().filter_map(utf8), variables)?;
         noted.insert(PID.to_owned(), std::process::id().to_string());
         file.write_all(&serde_json::to_vec_pretty(&noted)?)?;
-        Ok(Note(path))
+        Ok(RunningSystem(path))
     }
 }
 
-impl Drop for Note {
+impl Drop for RunningSystem {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
@@ -94,7 +94,7 @@ impl Drop for Note {
 
 /// The settings of all groups that are in force. Commands may be run in other directories: paths
 /// are absolute.
-fn noted(own: impl Iterator<Item = (String, String)>, set: &[(String, String)]) -> io::Result<Variables> {
+fn settings_in_force(own: impl Iterator<Item = (String, String)>, set: &[(String, String)]) -> io::Result<Variables> {
     let in_force = own.map(|(name, value)| (name, value.trim().to_owned())).filter(|(_, value)| !value.is_empty());
     let mut noted = Variables::from([("IMPORT_DIRECTORY".to_owned(), "importer".to_owned())]);
     noted.extend(in_force.chain(set.iter().cloned()));
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn every_setting_in_force_is_noted_with_the_import_directory_as_an_absolute_path() {
         let own = variables(&[("KAFKA_EVENTS_TOPIC", " mine "), ("KAFKA_ERRORS_TOPIC", ""), ("HOME", "/root")]);
-        let noted = noted(own.into_iter(), &variables(&[("POSTGRES_DB", "d")])).expect("noted");
+        let noted = settings_in_force(own.into_iter(), &variables(&[("POSTGRES_DB", "d")])).expect("noted");
         let here = env::current_dir().expect("a directory").join("importer").display().to_string();
         let expected = [("IMPORT_DIRECTORY", here.as_str()), ("KAFKA_EVENTS_TOPIC", "mine"), ("POSTGRES_DB", "d")];
         assert_eq!(noted.into_iter().collect::<Vec<_>>(), variables(&expected));
@@ -141,14 +141,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         // a killed process's, whose pid is another's now
         fs::write(dir.path().join("lock"), std::process::id().to_string()).expect("written");
-        let note = Note::leave(dir.path(), &variables(&[("POSTGRES_DB", "two\nlines")])).expect("left");
+        let running_system =
+            RunningSystem::record(dir.path(), &variables(&[("POSTGRES_DB", "two\nlines")])).expect("left");
         assert_eq!(running(dir.path()), None);
         let lock = File::open(dir.path().join("lock")).expect("the lock");
         lock.try_lock().expect("nobody holds it");
         assert_eq!(running(dir.path()).expect("a note")["POSTGRES_DB"], "two\nlines");
         fs::write(dir.path().join("lock"), "1").expect("written");
         assert_eq!(running(dir.path()), None, "the next one has the lock");
-        drop(note);
+        drop(running_system);
         assert!(!dir.path().join(FILE).exists());
     }
 

@@ -11,10 +11,14 @@ use clap::Args;
 use runtime::KafkaSettings;
 
 use crate::{
-    address::{self, DataDirectory},
-    readable::Style,
-    reading::{From, Reader, to_json},
-    terminal::{self, Paint},
+    output::{
+        record_line::Style,
+        terminal::{self, Paint},
+    },
+    system::{
+        target::{self, DataDirectory},
+        topic_reader::{From, TopicReader, to_json},
+    },
 };
 
 /// Show the records of a topic as they come
@@ -50,10 +54,10 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let mut env = address::environment(&arguments.data.path);
+    let mut env = target::environment(&arguments.data.path);
     let settings = KafkaSettings::read(&mut env);
     env.finish()?;
-    let mut reader = Reader::open(&settings, &[&arguments.topic], arguments.from)?;
+    let mut reader = TopicReader::open(&settings, &[&arguments.topic], arguments.from)?;
     let style = Style { paint: Paint::of_stdout(), width: terminal::width(), time: true };
     let mut out = BufWriter::new(io::stdout().lock());
     let mut left = arguments.count.unwrap_or(u64::MAX);

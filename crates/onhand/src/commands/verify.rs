@@ -33,9 +33,12 @@ use runtime::{KafkaSettings, PostgresSettings, lifecycle, postgres};
 use sqlx::{ConnectOptions, Connection};
 
 use crate::{
-    address::{self, DataDirectory},
-    exit, reading,
-    terminal::Paint,
+    exit,
+    output::terminal::Paint,
+    system::{
+        target::{self, DataDirectory},
+        topic_reader,
+    },
 };
 use cards::Cards;
 use entry::{Occurrence, read_step};
@@ -83,8 +86,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let mut env = address::environment(&arguments.data.path);
-    let (kafka, postgres) = address::servers(&mut env, &arguments.data.path)?;
+    let mut env = target::environment(&arguments.data.path);
+    let (kafka, postgres) = target::servers(&mut env, &arguments.data.path)?;
     let directory = arguments.import_directory.or_else(|| env.text("IMPORT_DIRECTORY").map(PathBuf::from));
     let directory = directory.unwrap_or_else(|| "importer".into());
     let memory = usize::try_from(arguments.memory << 20).context("--memory is too large")?;
@@ -135,7 +138,7 @@ pub(crate) async fn check(
     // one moment of all tables; what is committed later is not looked at
     let mut tx = connection.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let topic = kafka.topic_of(&EVENT_TYPE);
-    let consumer = reading::consumer(kafka, "onhand-verify")?;
+    let consumer = topic_reader::consumer(kafka, "onhand-verify")?;
     let positions = load::positions(&mut tx, topic).await?;
     tokio::task::block_in_place(|| topic::is_the_one_that_was_read(&consumer, topic, &positions))?;
     let read: Vec<_> = positions.iter().map(|position| (position.partition, position.next_offset)).collect();

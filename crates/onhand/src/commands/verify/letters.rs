@@ -18,7 +18,7 @@ use super::{
     sorter::{Scratch, Sorted, Sorter},
     topic,
 };
-use crate::reading;
+use crate::system::topic_reader;
 
 /// A refused row: the id of its letter, then the number of its file.
 const ROW: usize = 20;
@@ -56,7 +56,7 @@ impl<'a> Letters<'a> {
     ) -> Result<()> {
         for (partition, low, high) in topic::partitions(consumer, errors_topic)? {
             let mut ended = Ok(());
-            reading::range(consumer, (errors_topic, partition), low..high, |message| {
+            topic_reader::range(consumer, (errors_topic, partition), low..high, |message| {
                 let get = |name: &str| header_of(message, name);
                 ended = self.add(get, message.payload().unwrap_or_default(), differences);
                 if ended.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -19,15 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 use self::{screen::Screen, setup::Setup};
 use crate::{
-    address::{self, DataDirectory, Note},
+    commands::verify::{self, Report, Scratch},
     exit,
-    guide::Guide,
-    servers, services,
-    verify::{self, Report, Scratch},
+    output::next_steps::NextSteps,
+    system::{
+        private_servers, services,
+        target::{self, DataDirectory, RunningSystem},
+    },
 };
 
 /// Rows with every outcome.
-const EXAMPLE: &str = include_str!("../../../example.csv");
+const EXAMPLE: &str = include_str!("../../../../example.csv");
 /// More than the waiting sales' clock and a slow machine take together.
 const ENDS_WITHIN: Duration = Duration::from_secs(90);
 /// Between two looks at the system.
@@ -55,7 +57,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(Arguments { once, data }: Arguments) -> Result<ExitCode> {
-    exit::block_on(demo(once, address::demo(&data.path)))
+    exit::block_on(demo(once, target::demo(&data.path)))
 }
 
 async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
@@ -64,13 +66,13 @@ async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
     screen.take_logs(&env);
     services::check(&services::ALL)?;
     let shutdown = lifecycle::shutdown_on_signals()?;
-    let servers = servers::start_async(root.clone(), |line| tracing::info!("{line} ...")).await?;
+    let servers = private_servers::start_async(root.clone(), |line| tracing::info!("{line} ...")).await?;
     if shutdown.is_cancelled() {
-        servers::stop(servers).await?;
+        private_servers::stop(servers).await?;
         bail!("stopped before all was there");
     }
     let setup = setup::create(&servers, &root, &mut env, &shutdown).await?;
-    let note = Note::leave(&root, &setup.variables).context("noting what runs")?;
+    let note = RunningSystem::record(&root, &setup.variables).context("noting what runs")?;
     observed::watch(&setup.kafka, &screen, &shutdown)?;
 
     let mut running = tokio::spawn(services::start(&services::ALL, &mut env, &shutdown)?.join());
@@ -90,7 +92,7 @@ async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
         running.await??;
     }
     drop(note);
-    servers::stop(servers).await?;
+    private_servers::stop(servers).await?;
     shown.map(|()| ExitCode::SUCCESS)
 }
 
@@ -120,7 +122,7 @@ async fn show(screen: &Screen, setup: &Setup, servers: &Sandbox, once: bool) -> 
         return checked.map(|_| ());
     }
     bold("it stays up; go on with:");
-    let guide = Guide { servers, kafka: &setup.kafka, postgres: &setup.postgres, input: &setup.input };
+    let guide = NextSteps { servers, kafka: &setup.kafka, postgres: &setup.postgres, input: &setup.input };
     for line in guide.lines(screen.paint) {
         screen.plain(&line);
     }

@@ -5,10 +5,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-/// While a part is ill, its reasons are logged at most this often.
+use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// While a part is unhealthy, its reasons are logged at most this often.
 const REMIND: Duration = Duration::from_secs(10);
 
 /// A service's handle on the state of its process; clones are the same service.
@@ -19,17 +22,49 @@ pub struct Health {
     process: Arc<Mutex<Process>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Process {
+    started_at: SystemTime,
     services: BTreeSet<&'static str>,
     /// By service and part.
-    ill: BTreeMap<(&'static str, &'static str), Illness>,
+    unhealthy: BTreeMap<(&'static str, &'static str), Unhealthy>,
+}
+
+impl Default for Process {
+    fn default() -> Process {
+        Process { started_at: SystemTime::now(), services: BTreeSet::new(), unhealthy: BTreeMap::new() }
+    }
 }
 
 #[derive(Debug)]
-struct Illness {
-    why: String,
+struct Unhealthy {
+    reason: String,
+    since: SystemTime,
     logged: Instant,
+}
+
+/// What a process reports about itself at `/health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthReport {
+    /// The services in the process.
+    pub services: Vec<String>,
+    /// When the process started, RFC 3339.
+    pub started_at: String,
+    /// Every part that does not work now; empty when the process is healthy.
+    pub problems: Vec<Problem>,
+}
+
+/// A part of a service that does not work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The service that reports it.
+    pub service: String,
+    /// `kafka`, `postgres` and the like.
+    pub part: String,
+    /// Why, as it was reported last.
+    pub reason: String,
+    /// Since when the part has not worked, RFC 3339; the reason may have changed since.
+    pub since: String,
 }
 
 impl Health {
@@ -40,38 +75,75 @@ impl Health {
         Health { service, process: Arc::clone(&self.process) }
     }
 
-    /// `part` is well. Logs when it was not.
+    /// `part` is healthy. Logs when it was not.
     pub fn well(&self, part: &'static str) {
         let mut process = self.process();
-        if process.ill.remove(&(self.service, part)).is_some() {
-            tracing::info!("{} is back", process.name(self.service, part));
+        if let Some(before) = process.unhealthy.remove(&(self.service, part)) {
+            let elapsed_ms = before.since.elapsed().unwrap_or_default().as_millis() as u64;
+            tracing::info!(service = self.service, part, elapsed_ms, "{} is back", process.name(self.service, part));
         }
     }
 
-    /// `part` is not well, and why. Logs when that is new, and other reasons from time to time.
-    pub fn ill(&self, part: &'static str, why: impl Into<String>) {
-        let (why, now) = (why.into(), Instant::now());
+    /// `part` is unhealthy, and why. Logs when that is new, and other reasons from time to time.
+    pub fn ill(&self, part: &'static str, reason: impl Into<String>) {
+        let (reason, now) = (reason.into(), Instant::now());
         let mut process = self.process();
-        let before = process.ill.get(&(self.service, part));
-        let log = before.is_none_or(|before| before.why != why && now.duration_since(before.logged) >= REMIND);
+        let before = process.unhealthy.get(&(self.service, part));
+        let log = before.is_none_or(|before| before.reason != reason && now.duration_since(before.logged) >= REMIND);
         let logged = before.filter(|_| !log).map_or(now, |before| before.logged);
+        let since = before.map_or_else(SystemTime::now, |before| before.since);
         if log {
-            tracing::warn!("{}: {why}", process.name(self.service, part));
+            tracing::warn!(service = self.service, part, "{}: {reason}", process.name(self.service, part));
         }
-        process.ill.insert((self.service, part), Illness { why, logged });
+        process.unhealthy.insert((self.service, part), Unhealthy { reason, since, logged });
     }
 
-    /// What is not well in the process, whichever service reported it: `part`, or `service: part`
-    /// where there are several services, and why. Empty when all is well.
+    /// What does not work in the process, whichever service reported it: `part`, or `service: part`
+    /// where there are several services, and why. Empty when the process is healthy.
     pub fn complaints(&self) -> BTreeMap<String, String> {
         let process = self.process();
-        let one = |(&(service, part), illness): (&_, &Illness)| (process.name(service, part), illness.why.clone());
-        process.ill.iter().map(one).collect()
+        let one = |(&(service, part), at): (&_, &Unhealthy)| (process.name(service, part), at.reason.clone());
+        process.unhealthy.iter().map(one).collect()
+    }
+
+    /// The same with times, for programs.
+    pub fn report(&self) -> HealthReport {
+        let process = self.process();
+        let problem = |(&(service, part), at): (&(&str, &str), &Unhealthy)| Problem {
+            service: service.to_owned(),
+            part: part.to_owned(),
+            reason: at.reason.clone(),
+            since: rfc3339(at.since),
+        };
+        HealthReport {
+            services: process.services.iter().map(|&service| service.to_owned()).collect(),
+            started_at: rfc3339(process.started_at),
+            problems: process.unhealthy.iter().map(problem).collect(),
+        }
     }
 
     fn process(&self) -> MutexGuard<'_, Process> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl HealthReport {
+    /// A line for each problem: `part: reason (since TIME)`, after `service: ` where there are
+    /// several services.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |problem: &Problem| {
+            let Problem { service, part, reason, since } = problem;
+            let service = if self.services.len() > 1 { format!("{service}: ") } else { String::new() };
+            format!("{service}{part}: {reason} (since {since})")
+        };
+        self.problems.iter().map(line).collect()
+    }
+}
+
+/// To the second: this is for people.
+fn rfc3339(time: SystemTime) -> String {
+    let time = OffsetDateTime::from(time).truncate_to_second();
+    time.format(&Rfc3339).unwrap_or_default()
 }
 
 impl Process {

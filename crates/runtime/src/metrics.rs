@@ -2,19 +2,30 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::OnceLock,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Environment, health::Health};
+use crate::{
+    Environment,
+    health::{Health, HealthReport},
+};
 
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How long a process may take to report its health.
+const TIMEOUT: Duration = Duration::from_secs(3);
+const JSON: &str = "application/json";
 
 /// `METRICS_ADDRESS`; unset means no server.
 pub fn address(env: &mut Environment) -> Option<SocketAddr> {
@@ -28,8 +39,16 @@ pub fn address(env: &mut Environment) -> Option<SocketAddr> {
     address
 }
 
+/// Takes the address that [`serve`] serves on.
+pub fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address);
+    let listener = listener.with_context(|| format!("METRICS_ADDRESS: cannot listen on {address}"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
 /// Serves metrics and health until shutdown.
-pub async fn serve(address: SocketAddr, health: Health, shutdown: CancellationToken) -> Result<()> {
+pub async fn serve(listener: TcpListener, health: Health, shutdown: CancellationToken) -> Result<()> {
     let handle = recorder()?;
     let (upkeep, stop) = (handle.clone(), shutdown.clone());
     // histograms grow until they are looked at, and nobody may look
@@ -41,34 +60,40 @@ pub async fn serve(address: SocketAddr, health: Health, shutdown: CancellationTo
     }));
     let app = Router::new()
         .route("/metrics", get(move || async move { handle.render() }))
-        .route("/health", get(move || async move { report(&health) }));
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("METRICS_ADDRESS: cannot listen on {address}"))?;
+        .route("/health", get(move |headers: HeaderMap| async move { answer(&health.report(), &headers) }));
+    let listener = tokio::net::TcpListener::from_std(listener)?;
     tracing::info!("metrics and health on http://{}/metrics and /health", listener.local_addr()?);
     axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await.context("metrics server")
 }
 
-/// Asks a running service's `/health`: the container's health check. An error when it is not well.
-pub fn probe(address: SocketAddr) -> Result<()> {
-    let timeout = Duration::from_secs(3);
+/// Asks a running process for its health. `0.0.0.0` stands for this machine.
+pub fn health_of(address: SocketAddr) -> Result<HealthReport> {
     let host = if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address };
-    let mut stream = TcpStream::connect_timeout(&host, timeout).with_context(|| format!("nobody answers on {host}"))?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+    let mut stream = TcpStream::connect_timeout(&host, TIMEOUT).with_context(|| format!("no answer from {host}"))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.write_all(format!("GET /health HTTP/1.0\r\nAccept: {JSON}\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
-    stream.take(64 * 1024).read_to_string(&mut answer)?;
-    ensure!(answer.split(' ').nth(1) == Some("200"), "{}", answer.lines().last().unwrap_or("no answer"));
+    stream.take(64 * 1024).read_to_string(&mut answer).with_context(|| format!("reading the answer of {host}"))?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    serde_json::from_str(body).with_context(|| format!("{host} does not serve onhand's /health"))
+}
+
+/// The container's health check: an error when the process is unhealthy.
+pub fn probe(address: SocketAddr) -> Result<()> {
+    let report = health_of(address)?;
+    ensure!(report.problems.is_empty(), "{}", report.lines().join("; "));
     Ok(())
 }
 
-fn report(health: &Health) -> (StatusCode, String) {
-    let complaints = health.complaints();
-    if complaints.is_empty() {
-        return (StatusCode::OK, "well\n".into());
+/// Text for people; JSON for who accepts it.
+fn answer(report: &HealthReport, headers: &HeaderMap) -> Response {
+    let status = if report.problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if headers.get(header::ACCEPT).is_some_and(|accepted| accepted == JSON) {
+        let body = serde_json::to_string(report).unwrap_or_default();
+        return (status, [(header::CONTENT_TYPE, JSON)], body).into_response();
     }
-    let lines: Vec<_> = complaints.iter().map(|(part, why)| format!("{part}: {why}\n")).collect();
-    (StatusCode::SERVICE_UNAVAILABLE, lines.concat())
+    let lines: Vec<_> = report.lines().into_iter().map(|line| line + "\n").collect();
+    (status, if lines.is_empty() { "healthy\n".to_owned() } else { lines.concat() }).into_response()
 }
 
 /// The process's recorder: services that share a process share it.
@@ -83,18 +108,33 @@ fn recorder() -> Result<PrometheusHandle> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Health, StatusCode, report};
+    use super::*;
 
-    #[test]
-    fn health_is_a_line_for_each_unhealthy_part_of_each_service() {
+    #[tokio::test]
+    async fn health_names_each_unhealthy_part_of_each_service_and_since_when() {
         let health = Health::default();
         let (importer, stock) = (health.of("importer"), health.of("stock"));
         importer.ill("kafka", "no answer");
         stock.ill("postgres", "no room");
-        let lines = "importer: kafka: no answer\nstock: postgres: no room\n";
-        assert_eq!(report(&health), (StatusCode::SERVICE_UNAVAILABLE, lines.into()));
+        let since = health.report().problems[1].since.clone();
+        stock.ill("postgres", "no memory");
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, health.clone(), shutdown.clone()));
+        let ask = || async { tokio::task::spawn_blocking(move || health_of(address)).await.expect("asked") };
+
+        let report = ask().await.expect("a report");
+        assert_eq!(report, health.report());
+        assert_eq!(report.services, ["importer", "stock"]);
+        let lines = report.lines();
+        assert!(lines[0].starts_with("importer: kafka: no answer (since "), "{lines:?}");
+        assert_eq!(lines[1], format!("stock: postgres: no memory (since {since})"));
+
         importer.well("kafka");
         stock.well("postgres");
-        assert_eq!(report(&health), (StatusCode::OK, "well\n".into()));
+        assert_eq!(ask().await.expect("a report").problems, []);
+        shutdown.cancel();
+        server.await.expect("no panic").expect("served");
     }
 }

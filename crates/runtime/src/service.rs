@@ -72,12 +72,13 @@ impl Service {
         let run = prepare(&mut env);
         let address = metrics::address(&mut env);
         env.finish()?;
+        let listener = address.map(metrics::listen).transpose()?;
         lifecycle::block_on(async {
             let health = Health::default();
             let shutdown = lifecycle::shutdown_on_signals()?;
             let mut tasks = Tasks::new(shutdown.clone());
-            if let Some(address) = address {
-                tasks.spawn("metrics", metrics::serve(address, health.clone(), shutdown.clone()));
+            if let Some(listener) = listener {
+                tasks.spawn("metrics", metrics::serve(listener, health.clone(), shutdown.clone()));
             }
             tasks.spawn(self.name, run(health.of(self.name), shutdown));
             tasks.join().await

@@ -72,10 +72,11 @@ async fn demo(once: bool, root: std::path::PathBuf) -> Result<ExitCode> {
         bail!("stopped before all was there");
     }
     let setup = setup::create(&servers, &root, &mut env, &shutdown).await?;
-    let note = RunningSystem::record(&root, &setup.variables).context("noting what runs")?;
+    let listener = services::listen(&mut env)?;
+    let note = RunningSystem::record(&root, &setup.variables, &listener).context("noting what runs")?;
     observed::watch(&setup.kafka, &screen, &shutdown)?;
 
-    let mut running = tokio::spawn(services::start(&services::ALL, &mut env, &shutdown)?.join());
+    let mut running = tokio::spawn(services::start(&services::ALL, Some(listener), &mut env, &shutdown)?.join());
     let shown = tokio::select! {
         ended = &mut running => match ended? {
             Ok(()) if once => Err(anyhow!("stopped before all was there")),

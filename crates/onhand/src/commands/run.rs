@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use runtime::{Environment, lifecycle, logs};
+use runtime::{Environment, lifecycle, logs, metrics};
 
 use crate::{
     exit,
@@ -31,7 +31,8 @@ pub(crate) fn run(Arguments { service }: Arguments) -> Result<ExitCode> {
         let mut env = Environment::of_process();
         logs::start(&mut env);
         let shutdown = lifecycle::shutdown_on_signals()?;
-        services::start(&[service], &mut env, &shutdown)?.join().await?;
+        let listener = metrics::address(&mut env).map(metrics::listen).transpose()?;
+        services::start(&[service], listener, &mut env, &shutdown)?.join().await?;
         Ok(ExitCode::SUCCESS)
     })
 }

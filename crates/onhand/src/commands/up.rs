@@ -52,8 +52,9 @@ pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
         for (name, value) in &variables {
             env.set(name, value.as_str());
         }
-        let tasks = services::start(&services::ALL, &mut env, &shutdown)?;
-        let running_system = RunningSystem::record(&data.path, &variables).context("noting what runs")?;
+        let listener = services::listen(&mut env)?;
+        let running_system = RunningSystem::record(&data.path, &variables, &listener).context("noting what runs")?;
+        let tasks = services::start(&services::ALL, Some(listener), &mut env, &shutdown)?;
         tell(&servers, &mut env, &data.path).context("writing to stdout")?;
         let ended = tasks.join().await;
         drop(running_system);

@@ -1,4 +1,6 @@
-//! The services of the house, to be run in this process.
+//! The services, run in this process.
+
+use std::net::{SocketAddr, TcpListener};
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -56,16 +58,28 @@ pub(crate) fn check(services: &[Service]) -> Result<()> {
     Ok(env.finish()?)
 }
 
-/// Starts services, and what shows their health and metrics, once all of their settings are right.
-/// They end together: at shutdown, or when one of them fails.
-pub(crate) fn start(services: &[Service], env: &mut Environment, shutdown: &CancellationToken) -> Result<Tasks> {
-    let prepared: Vec<_> = services.iter().map(|service| (service.name(), service.prepare(env))).collect();
+/// Where health and metrics are served: `METRICS_ADDRESS`; when it is unset, a free port of this
+/// machine, for `onhand status`.
+pub(crate) fn listen(env: &mut Environment) -> Result<TcpListener> {
     let address = metrics::address(env);
+    env.finish()?;
+    metrics::listen(address.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))))
+}
+
+/// Starts services once all of their settings are right, and serves their health and metrics. They
+/// end together: at shutdown, or when one of them fails.
+pub(crate) fn start(
+    services: &[Service],
+    listener: Option<TcpListener>,
+    env: &mut Environment,
+    shutdown: &CancellationToken,
+) -> Result<Tasks> {
+    let prepared: Vec<_> = services.iter().map(|service| (service.name(), service.prepare(env))).collect();
     env.finish()?;
     let health = Health::default();
     let mut tasks = Tasks::new(shutdown.clone());
-    if let Some(address) = address {
-        tasks.spawn("metrics", metrics::serve(address, health.clone(), shutdown.clone()));
+    if let Some(listener) = listener {
+        tasks.spawn("metrics", metrics::serve(listener, health.clone(), shutdown.clone()));
     }
     // all handles before any service reports through one: only then it is known that there are several
     let prepared: Vec<_> = prepared.into_iter().map(|(name, start)| (name, health.of(name), start)).collect();

@@ -1,4 +1,4 @@
-//! Which system a command talks to: what the environment says, else what an `onhand up` or
+//! Which system a command works with: what the environment says, else what an `onhand up` or
 //! `onhand demo` has running on the data directory, else the defaults.
 
 use std::{
@@ -6,6 +6,7 @@ use std::{
     env,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
+    net::TcpListener,
     os::unix::fs::OpenOptionsExt,
     path::{self, Path, PathBuf},
 };
@@ -19,9 +20,14 @@ const FILE: &str = "environment";
 /// In there: who wrote it.
 const PID: &str = "PID";
 /// Settings that belong together: where the environment's first is another than what runs, none of
-/// that is taken. Files go to a Kafka.
-const GROUPS: [(&str, &str); 3] =
-    [("KAFKA_BROKER_URL", "KAFKA_"), ("POSTGRES_HOSTNAME", "POSTGRES_"), ("KAFKA_BROKER_URL", "IMPORT_")];
+/// that is taken. Files, groups and the health of services belong to a Kafka.
+const GROUPS: [(&str, &str); 5] = [
+    ("KAFKA_BROKER_URL", "KAFKA_"),
+    ("POSTGRES_HOSTNAME", "POSTGRES_"),
+    ("KAFKA_BROKER_URL", "IMPORT_"),
+    ("KAFKA_BROKER_URL", "STOCK_GROUP"),
+    ("KAFKA_BROKER_URL", "METRICS_ADDRESS"),
+];
 
 /// For every command that talks to a running system.
 #[derive(Debug, Clone, Args)]
@@ -66,20 +72,25 @@ pub(crate) fn demo(data: &Path) -> PathBuf {
 /// Settings, by name.
 type Variables = BTreeMap<String, String>;
 
-/// The note of what runs on a data directory; gone when dropped.
+/// The record of what runs on a data directory, for other commands; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct RunningSystem(PathBuf);
 
 impl RunningSystem {
-    /// Writes down what is in force: these variables, and the process's own. For this user only,
-    /// since passwords are among them.
-    pub(crate) fn record(root: &Path, variables: &[(String, String)]) -> io::Result<RunningSystem> {
+    /// Writes down what is in force: these variables, the process's own, and where its health is
+    /// served. For this user only, since passwords are among them.
+    pub(crate) fn record(
+        root: &Path,
+        variables: &[(String, String)],
+        health: &TcpListener,
+    ) -> io::Result<RunningSystem> {
         let utf8 = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         };
         let path = root.join(FILE);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         let mut noted = settings_in_force(env::vars_os().filter_map(utf8), variables)?;
+        noted.insert("METRICS_ADDRESS".to_owned(), health.local_addr()?.to_string());
         noted.insert(PID.to_owned(), std::process::id().to_string());
         file.write_all(&serde_json::to_vec_pretty(&noted)?)?;
         Ok(RunningSystem(path))
@@ -141,8 +152,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         // a killed process's, whose pid is another's now
         fs::write(dir.path().join("lock"), std::process::id().to_string()).expect("written");
+        let health = TcpListener::bind("127.0.0.1:0").expect("a port");
         let running_system =
-            RunningSystem::record(dir.path(), &variables(&[("POSTGRES_DB", "two\nlines")])).expect("left");
+            RunningSystem::record(dir.path(), &variables(&[("POSTGRES_DB", "two\nlines")]), &health).expect("left");
         assert_eq!(running(dir.path()), None);
         let lock = File::open(dir.path().join("lock")).expect("the lock");
         lock.try_lock().expect("nobody holds it");

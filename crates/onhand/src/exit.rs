@@ -20,6 +20,15 @@ pub(crate) const ERROR: u8 = 2;
 /// What a shell reports of a program that SIGPIPE ended.
 const BROKEN_PIPE: u8 = 128 + 13;
 
+/// The status of a question's answer. What is known to be wrong outweighs what could not be checked.
+pub(crate) fn answer(is_right: bool, is_checked: bool) -> ExitCode {
+    match (is_right, is_checked) {
+        (false, _) => NO,
+        (true, false) => ExitCode::from(ERROR),
+        (true, true) => ExitCode::SUCCESS,
+    }
+}
+
 /// The status of a result; 2 for an error, which is reported, unless it is only that nobody reads
 /// our output any longer.
 pub(crate) fn code(ended: Result<ExitCode>) -> ExitCode {

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{demo, generate, import, offsets, run, tail, up, verify, with};
+use crate::commands::{demo, generate, import, offsets, run, status, tail, up, verify, with};
 
 /// Stock on hand, exactly once: CSV files to Kafka to Postgres.
 #[derive(Parser)]
@@ -26,6 +26,7 @@ enum Command {
     Demo(demo::Arguments),
     Up(up::Arguments),
     With(with::Arguments),
+    Status(status::Arguments),
     Tail(tail::Arguments),
     Import(import::Arguments),
     Generate(generate::Arguments),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Up(arguments) => up::run(arguments),
         Command::With(arguments) => with::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
         Command::Tail(arguments) => tail::run(arguments),
         Command::Import(arguments) => import::run(arguments),
         Command::Generate(arguments) => generate::run(arguments),

@@ -9,7 +9,7 @@ use rdkafka::{
     client::DefaultClientContext,
 };
 use runtime::{health::Health, kafka};
-use system::{System, until};
+use system::{System, output, until};
 use tokio_util::sync::CancellationToken;
 
 /// Imports rows of one card, with ids from this number on.
@@ -61,20 +61,32 @@ fn offsets_shows_how_far_a_service_is_behind_and_whether_the_topic_is_still_the_
     let topic = &system.topic;
     let (code, printed, said) = system.run(&["offsets"]);
     let head = "service topic partition next offset end lag";
-    let expected = [head.to_owned(), format!("stock {topic} 0 3 3 0"), "0 records behind in all".into()];
+    let expected = [head.to_owned(), format!("stock {topic} 0 3 3 0"), "0 records behind".into()];
     assert_eq!((code, lines(&printed)), (Some(0), expected.into()), "{said}");
     stock.stop();
 
     import(&system, 3, 2);
     let (code, printed, said) = system.run(&["offsets"]);
-    let expected = [head.to_owned(), format!("stock {topic} 0 3 5 2"), "2 records behind in all".into()];
+    let expected = [head.to_owned(), format!("stock {topic} 0 3 5 2"), "2 records behind".into()];
     assert_eq!((code, lines(&printed)), (Some(0), expected.into()), "{said}");
+
+    let (code, printed, said) = system.run(&["offsets", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    let partition = serde_json::json!({
+        "service": "stock", "topic": topic, "partition": 0, "next_offset": 3, "end": 5, "lag": 2,
+        "problem": null, "unknown": null
+    });
+    assert_eq!((code, &json), (Some(0), &serde_json::json!({ "lag": 2, "partitions": [partition] })), "{said}");
+    let mut away = system.onhand(&["offsets"]);
+    let (code, printed, _) = output(away.env("KAFKA_BROKER_URL", "127.0.0.1:9"));
+    assert!(code == Some(2) && printed.ends_with("lag unknown\n"), "{printed}");
 
     make_anew(&system);
     import(&system, 5, 4);
     let (code, printed, said) = system.run(&["offsets"]);
-    let anew = format!("stock {topic} 0 3 4 ? not the topic that was read: created anew, or another cluster's");
-    let expected = [head.to_owned(), anew, "how far behind in all is not known".into()];
+    let anew =
+        format!("stock {topic} 0 3 4 ? not the topic that was read: it was created again, or is another cluster's");
+    let expected = [head.to_owned(), anew, "lag unknown".into()];
     assert_eq!((code, lines(&printed)), (Some(1), expected.into()), "{said}");
 
     // what the service says too, and the way out
@@ -84,7 +96,7 @@ fn offsets_shows_how_far_a_service_is_behind_and_whether_the_topic_is_still_the_
     assert_eq!(stopped.status.code(), Some(2), "{said}");
     assert!(said.contains(&format!("onhand offsets --forget stock --topic {topic}")), "{said}");
     let (code, printed, said) = system.run(&["offsets", "--forget", "stock", "--topic", topic, "--yes"]);
-    let expected = format!("forgot 1 partitions of {topic}; stock begins anew when it is started\n");
+    let expected = format!("forgot 1 partitions of {topic}; stock will start at its first record\n");
     assert_eq!((code, printed), (Some(0), expected), "{said}");
     let stock = system.start("stock");
     system.until_read();

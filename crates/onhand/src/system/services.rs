@@ -21,7 +21,7 @@ pub(crate) const ALL: [Service; 2] = [Service::Importer, Service::Stock];
 type Start = Box<dyn FnOnce(Health, CancellationToken) -> BoxFuture<'static, Result<()>>>;
 
 impl Service {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Service::Importer => "importer",
             Service::Stock => "stock",

@@ -87,6 +87,13 @@ impl TopicReader {
     }
 }
 
+/// A client of a broker that answers.
+pub(crate) fn reachable(settings: &KafkaSettings) -> Result<BaseConsumer> {
+    let consumer = consumer(settings, "onhand-reader")?;
+    partitions(&consumer, &settings.broker_url)?;
+    Ok(consumer)
+}
+
 /// A reader of partitions that belongs to no group, for [`range`].
 pub(crate) fn consumer(settings: &KafkaSettings, name: &str) -> Result<BaseConsumer> {
     let mut config = kafka::consumer(settings, name, name);

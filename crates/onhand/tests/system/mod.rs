@@ -141,15 +141,18 @@ impl System {
 
     /// Runs a command to its end: its exit status, stdout and stderr.
     pub fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
-        let Output { status, stdout, stderr } = self.onhand(arguments).output().expect("it runs");
-        let text = |bytes| String::from_utf8(bytes).expect("text");
-        (status.code(), text(stdout), text(stderr))
+        output(&mut self.onhand(arguments))
     }
 
     /// Starts a service.
     pub fn start(&self, service: &str) -> Process {
-        let log = self.dir.path().join(format!("{}.log", shared().fresh_name(service)));
-        let mut command = self.onhand(&["run", service]);
+        self.spawn(&["run", service])
+    }
+
+    /// Starts a command that goes on until it is stopped.
+    pub fn spawn(&self, arguments: &[&str]) -> Process {
+        let log = self.dir.path().join(format!("{}.log", shared().fresh_name(arguments[0])));
+        let mut command = self.onhand(arguments);
         let child = command.stdout(Stdio::null()).stderr(File::create(&log).expect("a log")).spawn();
         Process { child: child.expect("a process"), log }
     }
@@ -213,6 +216,13 @@ impl System {
     pub fn until_read(&self) {
         until("everything is read and said", || self.is_read().then_some(()));
     }
+}
+
+/// Runs a command to its end: its exit status, stdout and stderr.
+pub fn output(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = command.output().expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (status.code(), text(stdout), text(stderr))
 }
 
 /// Waits for something that must come true.

@@ -36,7 +36,7 @@ fn import_says_what_became_of_the_rows_and_tail_shows_them() {
     assert!(errors.contains("none.csv: No such file"), "{errors}");
 
     let tail = |topic: &str, options: &[&str]| {
-        let arguments = ["tail", topic, "--from", "start", "--count", "1"];
+        let arguments = ["tail", topic, "--from", "beginning", "--limit", "1"];
         run(onhand(&dir, &topics).args(arguments).args(options))
     };
     let (code, line, errors) = tail(&format!("{topics}-events"), &[]);

@@ -93,14 +93,14 @@ fn markers_of_transactions_are_neither_waited_for_nor_counted_as_records() {
     let transactions = Transactions::new(&system);
     // nothing but an aborted record and its marker
     transactions.abort(&[90]);
-    assert_eq!((tail(&system, "start"), tail(&system, "end")), (vec![], vec![]));
+    assert_eq!((tail(&system, "beginning"), tail(&system, "end")), (vec![], vec![]));
 
     // records 2, 3 and 4, marker 5; aborted 6 and 7, marker 8; record 9, marker 10; aborted 11, marker 12
     transactions.commit(&[1, 2, 3]);
     transactions.abort(&[91, 92]);
     transactions.commit(&[4]);
     transactions.abort(&[93]);
-    assert_eq!((tail(&system, "start"), tail(&system, "end")), (vec![2, 3, 4, 9], vec![]));
+    assert_eq!((tail(&system, "beginning"), tail(&system, "end")), (vec![2, 3, 4, 9], vec![]));
 
     let stock = system.start("stock");
     until("all are applied", || (system.count("transactions") == 4).then_some(()));
@@ -117,7 +117,7 @@ fn markers_of_transactions_are_neither_waited_for_nor_counted_as_records() {
     transactions.abort(&[94]);
     transactions.commit(&[5, 6]);
     transactions.abort(&[95]);
-    assert_eq!(tail(&system, "start"), [2, 3, 4, 9, 15, 16]);
+    assert_eq!(tail(&system, "beginning"), [2, 3, 4, 9, 15, 16]);
     // while a transaction is open, its records are not there yet, for anyone
     for open in [false, true] {
         if open {
@@ -129,7 +129,7 @@ fn markers_of_transactions_are_neither_waited_for_nor_counted_as_records() {
             let printed = verify(&system);
             assert!(printed.contains(" 2 records are not applied yet, and not compared"), "{printed}");
         }
-        assert_eq!((tail(&system, "start"), tail(&system, "end")), (vec![2, 3, 4, 9, 15, 16], vec![]));
+        assert_eq!((tail(&system, "beginning"), tail(&system, "end")), (vec![2, 3, 4, 9, 15, 16], vec![]));
     }
     transactions.producer.abort_transaction(TIMEOUT).expect("aborted");
 }

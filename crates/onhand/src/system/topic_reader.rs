@@ -20,11 +20,25 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 /// How long a broker may say nothing while there is more to read.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Where reading begins: with the oldest record there is, or with what comes next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+/// Where reading starts in each partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum From {
-    Start,
+    /// The oldest record that is still there.
+    Beginning,
+    /// The next record that comes.
     End,
+    Offset(i64),
+    /// The first record written at or after this time, in milliseconds since 1970.
+    Time(i64),
+}
+
+/// Which partitions of a topic are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Selection<'a> {
+    All,
+    One(i32),
+    /// The one that Kafka's producers write records with this key to.
+    OfKey(&'a [u8]),
 }
 
 /// Reads one or more topics.
@@ -36,8 +50,18 @@ pub(crate) struct TopicReader {
 }
 
 impl TopicReader {
-    /// A reader of all partitions of these topics. Says which topics there are when one is unknown.
+    /// A reader of all partitions of these topics. Names the topics there are when one is unknown.
     pub(crate) fn open(settings: &KafkaSettings, topics: &[&str], from: From) -> Result<TopicReader> {
+        let selected: Vec<_> = topics.iter().map(|topic| (*topic, Selection::All)).collect();
+        TopicReader::open_selected(settings, &selected, from)
+    }
+
+    /// A reader of some partitions.
+    pub(crate) fn open_selected(
+        settings: &KafkaSettings,
+        topics: &[(&str, Selection<'_>)],
+        from: From,
+    ) -> Result<TopicReader> {
         let consumer: BaseConsumer = kafka::client(settings, "onhand-reader")
             .set("group.id", "onhand-reader")
             .set("enable.auto.commit", "false")
@@ -49,18 +73,14 @@ impl TopicReader {
             .context("Kafka settings")?;
         let known = partitions(&consumer, &settings.broker_url)?;
         let mut assignment = TopicPartitionList::new();
-        for topic in topics {
-            let Some(count) = known.get(*topic) else {
+        for (topic, selection) in topics {
+            let Some(&count) = known.get(*topic) else {
                 let names: Vec<_> = known.keys().map(String::as_str).collect();
                 let there = if names.is_empty() { "no topics yet".to_owned() } else { names.join(", ") };
                 bail!("there is no topic {topic:?} at {}; there are: {there}", settings.broker_url);
             };
-            for partition in 0..*count {
-                // asked now, so that "the end" is the same for all partitions and does not move
-                let (low, high) = consumer
-                    .fetch_watermarks(topic, partition, kafka::TIMEOUT)
-                    .with_context(|| format!("asking for the end of {topic}, partition {partition}"))?;
-                let offset = if from == From::Start { low } else { high };
+            for partition in selection.of(topic, count)? {
+                let offset = from.offset(&consumer, topic, partition)?;
                 assignment.add_partition_offset(topic, partition, Offset::Offset(offset))?;
             }
         }
@@ -85,6 +105,70 @@ impl TopicReader {
     pub(crate) fn is_at_end(&self) -> bool {
         self.ended.len() == self.partitions
     }
+}
+
+impl Selection<'_> {
+    fn of(self, topic: &str, count: i32) -> Result<Range<i32>> {
+        match self {
+            Selection::All => Ok(0..count),
+            Selection::One(partition) if (0..count).contains(&partition) => Ok(partition..partition + 1),
+            Selection::One(partition) => {
+                bail!("topic {topic} has no partition {partition}; it has {count}, counted from 0")
+            }
+            Selection::OfKey(key) => {
+                let partition = (murmur2(key) & 0x7fff_ffff) as i32 % count;
+                Ok(partition..partition + 1)
+            }
+        }
+    }
+}
+
+impl From {
+    /// The offset in one partition. Asked once, so that "the end" is a moment and does not move.
+    fn offset(self, consumer: &BaseConsumer, topic: &str, partition: i32) -> Result<i64> {
+        let asking = || format!("asking for the offsets of {topic}, partition {partition}");
+        let (low, high) = consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT).with_context(asking)?;
+        match self {
+            From::Beginning => Ok(low),
+            From::End => Ok(high),
+            From::Offset(offset) if (low..=high).contains(&offset) => Ok(offset),
+            From::Offset(offset) => {
+                bail!("{topic} partition {partition} has no offset {offset}: it starts at {low}, and {high} comes next")
+            }
+            From::Time(millis) => {
+                let mut list = TopicPartitionList::new();
+                list.add_partition_offset(topic, partition, Offset::Offset(millis))?;
+                let found = consumer.offsets_for_times(list, kafka::TIMEOUT).with_context(asking)?;
+                match found.find_partition(topic, partition).map(|found| found.offset()) {
+                    Some(Offset::Offset(offset)) => Ok(offset),
+                    // nothing is as young
+                    _ => Ok(high),
+                }
+            }
+        }
+    }
+}
+
+/// The hash by which Kafka's Java client, and onhand, choose a key's partition.
+fn murmur2(key: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mix = |k: u32| {
+        let k = k.wrapping_mul(M);
+        (k ^ (k >> 24)).wrapping_mul(M)
+    };
+    let mut hash = 0x9747_b28c ^ key.len() as u32;
+    let mut words = key.chunks_exact(4);
+    for word in &mut words {
+        let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+        hash = hash.wrapping_mul(M) ^ mix(word);
+    }
+    let rest = words.remainder();
+    if !rest.is_empty() {
+        let bytes = rest.iter().enumerate().fold(0, |bytes, (at, byte)| bytes | u32::from(*byte) << (8 * at));
+        hash = (hash ^ bytes).wrapping_mul(M);
+    }
+    hash = (hash ^ (hash >> 13)).wrapping_mul(M);
+    hash ^ (hash >> 15)
 }
 
 /// A client of a broker that answers.
@@ -169,4 +253,25 @@ pub(crate) fn to_json(message: &OwnedMessage) -> Value {
         "headers": headers,
         "value": message.payload().map(|payload| serde_json::from_slice(payload).unwrap_or_else(|_| text(payload))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::murmur2;
+
+    #[test]
+    fn murmur2_is_that_of_the_java_client() {
+        // org.apache.kafka.common.utils.UtilsTest
+        let cases: [(&str, i32); 6] = [
+            ("21", -973_932_308),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ];
+        for (key, hash) in cases {
+            assert_eq!(murmur2(key.as_bytes()) as i32, hash, "{key}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ const AT_A_TIME: u64 = 40;
 
 /// Shows the records of all topics on the screen as they come, until shutdown.
 pub(crate) fn watch(settings: &KafkaSettings, screen: &Screen, shutdown: &CancellationToken) -> Result<()> {
-    let mut reader = TopicReader::open(settings, &settings.all_topics(), From::Start)?;
+    let mut reader = TopicReader::open(settings, &settings.all_topics(), From::Beginning)?;
     let (screen, shutdown) = (screen.clone(), shutdown.clone());
     let errors_topic = settings.errors_topic.clone();
     std::thread::Builder::new().name("watch".into()).spawn(move || {

@@ -25,7 +25,7 @@ fn run(command: &mut Command) -> (Option<i32>, String, String) {
 
 #[test]
 fn every_command_explains_itself_with_an_example() {
-    for command in ["demo", "up", "with", "tail", "import", "generate", "verify", "offsets", "run"] {
+    for command in ["demo", "up", "with", "status", "tail", "import", "generate", "verify", "offsets", "run"] {
         let (code, help, _) = run(onhand().args([command, "--help"]));
         assert!(code == Some(0) && help.contains("Example") && help.contains(&format!("onhand {command}")), "{help}");
     }
@@ -49,6 +49,21 @@ fn generate_writes_the_same_to_stdout_and_to_a_file() {
     assert_eq!((code, stdout.lines().count()), (Some(0), 20_001));
     assert_eq!(run(onhand().args(arguments).arg("-o").arg(&file)), (Some(0), String::new(), String::new()));
     assert!(fs::read_to_string(&file).unwrap() == stdout, "the file differs");
+}
+
+#[test]
+fn generate_replaces_a_file_only_when_forced() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mine.csv");
+    fs::write(&file, "mine").unwrap();
+    let generate = |options: &[&str]| run(onhand().args(["generate", "--rows", "1", "-o"]).arg(&file).args(options));
+    let exists = format!("onhand: {} exists; --force replaces it\n", file.display());
+    assert_eq!(generate(&[]), (Some(2), String::new(), exists));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+    assert_eq!(generate(&["--force"]), (Some(0), String::new(), String::new()));
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2);
+    // nothing there to lose
+    assert_eq!(run(onhand().args(["generate", "--rows", "1", "-o", "/dev/null"])).0, Some(0));
 }
 
 #[test]

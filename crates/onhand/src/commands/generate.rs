@@ -1,25 +1,25 @@
 //! `onhand generate`: a file of rows to try, test or measure with.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use events::generate::{Generator, Shape};
 
-/// Written at once.
+/// Bytes per write.
 const BLOCK: usize = 256 * 1024;
 
 /// Write a CSV file of stock events, the same for the same seed
 #[derive(Args)]
 #[command(after_help = "\
 Incoming goods, and sales that fit the stock as it stands at each row; among them, in the shares \
-that are asked for, what real life brings: sales before their stock, rows sent twice, rows that are \
-not right.
+that are asked for, what real life brings: sales before their stock, rows sent twice, malformed \
+rows. A file that exists is not overwritten without --force.
 
 Example: a million rows, dropped where a running `onhand up` takes them
   onhand generate --rows 1000000 -o million.csv && mv million.csv importer/input/")]
@@ -57,20 +57,42 @@ pub(crate) struct Arguments {
     /// Where to write; stdout when left out
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Replace the file if it exists
+    #[arg(long, requires = "output")]
+    force: bool,
 }
 
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
-    let Arguments { rows, stores, items, sales, early, hopeless, duplicates, conflicts, bad, seed, output } = arguments;
+    let Arguments { rows, stores, items, sales, early, hopeless, duplicates, conflicts, bad, seed, output, force } =
+        arguments;
     let shape = Shape { stores, items, sales, early, hopeless, duplicates, conflicts, bad };
     let generator = Generator::new(seed, shape)?;
     match output {
         None => write(generator, rows, io::stdout().lock()).context("writing to stdout")?,
         Some(path) => {
-            let written = File::create(&path).and_then(|file| write(generator, rows, file));
-            written.with_context(|| format!("writing {}", path.display()))?;
+            let file = create(&path, force)?;
+            write(generator, rows, file).with_context(|| format!("writing {}", path.display()))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A device or a pipe is written to; a file is replaced only with `force`.
+fn create(path: &Path, force: bool) -> Result<File> {
+    let replace = force || fs::metadata(path).is_ok_and(|there| !there.is_file());
+    let mut options = File::options();
+    options.write(true);
+    if replace {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            bail!("{} exists; --force replaces it", path.display())
+        }
+        opened => opened.with_context(|| format!("writing {}", path.display())),
+    }
 }
 
 fn write(mut generator: Generator, rows: u64, mut to: impl Write) -> io::Result<()> {

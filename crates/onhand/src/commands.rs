@@ -1,5 +1,6 @@
 //! The commands, one file or folder each.
 
+pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod generate;
 pub(crate) mod import;

@@ -8,14 +8,21 @@ mod system;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::commands::{demo, generate, import, offsets, run, status, tail, up, verify, with};
+use crate::commands::{completions, demo, generate, import, offsets, run, status, tail, up, verify, with};
 
 /// Stock on hand, exactly once: CSV files to Kafka to Postgres.
 #[derive(Parser)]
 #[command(version, max_term_width = 100, arg_required_else_help = true)]
-#[command(after_help = "Begin with `onhand demo`. `onhand COMMAND --help` explains each, with an example.")]
+#[command(after_help = "\
+Begin with `onhand demo`. `onhand COMMAND --help` explains each, with examples.
+
+Commands work with the servers that environment variables name (sample.env lists them), else with \
+an `onhand up` or `onhand demo` that runs in this directory.
+
+Exit status: 0 when done, or the answer is yes; 1 when the answer is no (something differs, is \
+unhealthy or was refused); 2 after an error, and when something could not be checked.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -33,6 +40,8 @@ enum Command {
     Verify(verify::Arguments),
     Offsets(offsets::Arguments),
     Run(run::Arguments),
+    Completions(completions::CompletionsArguments),
+    Man(completions::ManArguments),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +57,8 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(arguments),
         Command::Offsets(arguments) => offsets::run(arguments),
         Command::Run(arguments) => run::run(arguments),
+        Command::Completions(arguments) => completions::completions(arguments, Arguments::command()),
+        Command::Man(arguments) => completions::man(arguments, Arguments::command()),
     };
     exit::code(ended)
 }

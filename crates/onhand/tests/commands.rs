@@ -25,10 +25,29 @@ fn run(command: &mut Command) -> (Option<i32>, String, String) {
 
 #[test]
 fn every_command_explains_itself_with_an_example() {
-    for command in ["demo", "up", "with", "status", "tail", "import", "generate", "verify", "offsets", "run"] {
+    for command in
+        ["demo", "up", "with", "status", "tail", "import", "generate", "verify", "offsets", "run", "completions", "man"]
+    {
         let (code, help, _) = run(onhand().args([command, "--help"]));
         assert!(code == Some(0) && help.contains("Example") && help.contains(&format!("onhand {command}")), "{help}");
     }
+}
+
+#[test]
+fn shells_and_man_learn_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, script, _) = run(onhand().args(["completions", shell]));
+        assert!(code == Some(0) && script.contains("status") && script.contains("no-follow"), "{shell}: {script}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("man1");
+    assert_eq!(run(onhand().args(["man", "--dir"]).arg(&pages)), (Some(0), String::new(), String::new()));
+    let overview = fs::read_to_string(pages.join("onhand.1")).unwrap();
+    assert!(overview.contains("onhand\\-tail(1)"), "{overview}");
+    let (code, page, _) = run(onhand().args(["man", "tail"]));
+    assert_eq!((code, page), (Some(0), fs::read_to_string(pages.join("onhand-tail.1")).unwrap()));
+    let (code, _, said) = run(onhand().args(["man", "frobnicate"]));
+    assert!(code == Some(2) && said.contains("there is no command"), "{said}");
 }
 
 #[test]

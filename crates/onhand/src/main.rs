@@ -9,6 +9,7 @@ mod system;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use runtime::env_file::EnvFile;
 
 use crate::commands::{completions, demo, generate, import, offsets, run, status, tail, up, verify, with};
 
@@ -19,7 +20,7 @@ use crate::commands::{completions, demo, generate, import, offsets, run, status,
 Begin with `onhand demo`. `onhand COMMAND --help` explains each, with examples.
 
 Commands work with the servers that environment variables name (sample.env lists them), else with \
-an `onhand up` or `onhand demo` that runs in this directory.
+an `onhand up` or `onhand demo` that runs in this directory, else with those of a .env file in it.
 
 Exit status: 0 when done, or the answer is yes; 1 when the answer is no (something differs, is \
 unhealthy or was refused); 2 after an error, and when something could not be checked.")]
@@ -44,9 +45,40 @@ enum Command {
     Man(completions::ManArguments),
 }
 
+impl Command {
+    /// Whether it takes its settings from .env, too. The servers of `demo` and `with` are private unless
+    /// the environment itself names others: a .env that is meant for Compose must not lead them elsewhere.
+    fn reads_env_file(&self) -> bool {
+        match self {
+            Command::Up(_)
+            | Command::Status(_)
+            | Command::Tail(_)
+            | Command::Import(_)
+            | Command::Verify(_)
+            | Command::Offsets(_)
+            | Command::Run(_) => true,
+            Command::Demo(_) | Command::With(_) | Command::Generate(_) | Command::Completions(_) | Command::Man(_) => {
+                false
+            }
+        }
+    }
+}
+
 fn main() -> ExitCode {
     runtime::lifecycle::share_one_heap();
-    let ended = match Arguments::parse().command {
+    let file = EnvFile::read();
+    if let Ok(file) = &file {
+        // these are defaults of arguments
+        file.apply(|name| name.starts_with("ONHAND_"));
+    }
+    let Arguments { command } = Arguments::parse();
+    if command.reads_env_file() {
+        match file {
+            Ok(file) => file.apply(|_| true),
+            Err(error) => return exit::code(Err(error.into())),
+        }
+    }
+    exit::code(match command {
         Command::Demo(arguments) => demo::run(arguments),
         Command::Up(arguments) => up::run(arguments),
         Command::With(arguments) => with::run(arguments),
@@ -59,6 +91,5 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Completions(arguments) => completions::completions(arguments, Arguments::command()),
         Command::Man(arguments) => completions::man(arguments, Arguments::command()),
-    };
-    exit::code(ended)
+    })
 }

@@ -60,6 +60,44 @@ fn errors_end_with_status_2() {
 }
 
 #[test]
+fn env_file_sets_what_the_environment_leaves_open_and_only_where_it_is_for_a_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |text: &str| fs::write(dir.path().join(".env"), text).unwrap();
+    let in_it = |arguments: &[&str]| {
+        let mut command = onhand();
+        command.current_dir(dir.path()).args(arguments).env_remove("KAFKA_BROKER_URL").env_remove("METRICS_ADDRESS");
+        command
+    };
+    write("# of Compose\nKAFKA_BROKER_URL='127.0.0.1:7' # nobody\nKAFKA_TOPIC_PARTITIONS=many\n");
+    let (code, _, said) = run(&mut in_it(&["tail", "events"]));
+    assert!(
+        code == Some(2) && said.contains("settings from .env") && said.contains("KAFKA_TOPIC_PARTITIONS"),
+        "{said}"
+    );
+    let (code, _, said) = run(in_it(&["tail", "events"]).env("KAFKA_TOPIC_PARTITIONS", "3"));
+    assert!(code == Some(2) && said.contains("no Kafka answers at 127.0.0.1:7 "), "{said}");
+    let (_, _, said) =
+        run(in_it(&["tail", "events"]).envs([("KAFKA_BROKER_URL", "127.0.0.1:5"), ("KAFKA_TOPIC_PARTITIONS", "")]));
+    assert!(said.contains("no Kafka answers at 127.0.0.1:5 "), "{said}");
+    let (code, _, said) = run(in_it(&["run", "stock"]).env("KAFKA_TOPIC_PARTITIONS", "3").env("POSTGRES_DB", ""));
+    assert!(code == Some(2) && said.contains("settings from .env: KAFKA_BROKER_URL file="), "{said}");
+    // a command's servers are not those of Compose
+    let script = ["with", "--", "sh", "-c", "echo $KAFKA_BROKER_URL"];
+    assert_eq!(run(in_it(&script).env("KAFKA_BROKER_URL", "127.0.0.1:9")).1, "127.0.0.1:9\n");
+    assert_eq!(
+        run(in_it(&["with", "--", "sh", "-c", "echo $KAFKA_TOPIC_PARTITIONS"]).env("KAFKA_BROKER_URL", "127.0.0.1:9"))
+            .1,
+        "\n"
+    );
+
+    write("KAFKA_BROKER_URL=127.0.0.1:7\n\nPOSTGRES_PASSWORD=\"secret\n");
+    let said = "onhand: .env, line 3: the quote is not closed on this line\n";
+    assert_eq!(run(&mut in_it(&["status"])), (Some(2), String::new(), said.to_owned()));
+    assert_eq!(run(&mut in_it(&["generate", "--rows", "0"])).0, Some(0));
+    assert_eq!(run(&mut in_it(&["status", "--help"])).0, Some(0));
+}
+
+#[test]
 fn generate_writes_the_same_to_stdout_and_to_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("rows.csv");

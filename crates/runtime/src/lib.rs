@@ -1,6 +1,7 @@
 //! What every binary shares: settings from the environment, logs, metrics and health, shutdown,
 //! and the one place that sets up Kafka clients and Postgres pools. Knows no service.
 
+pub mod env_file;
 pub mod health;
 pub mod kafka;
 pub mod lifecycle;

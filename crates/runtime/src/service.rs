@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Environment,
+    env_file::{self, EnvFile},
     health::Health,
     lifecycle::{self, Tasks},
     logs, metrics,
@@ -67,8 +68,10 @@ impl Service {
         R: FnOnce(Health, CancellationToken) -> F,
         F: Future<Output = Result<()>> + Send + 'static,
     {
+        EnvFile::read()?.apply(|_| true);
         let mut env = Environment::of_process();
         logs::start(&mut env);
+        env_file::log();
         let run = prepare(&mut env);
         let address = metrics::address(&mut env);
         env.finish()?;
@@ -87,6 +90,7 @@ impl Service {
 }
 
 fn health() -> Result<()> {
+    EnvFile::read()?.apply(|_| true);
     let mut env = Environment::of_process();
     let address = metrics::address(&mut env);
     env.finish()?;

@@ -1,4 +1,4 @@
-//! Settings come from the environment. All that is wrong is reported at once: the name, what was
+//! Settings come from the environment, and what it leaves open from [`crate::env_file`]. All that is wrong is reported at once: the name, what was
 //! found and an example.
 
 use std::{collections::HashMap, fmt, str::FromStr, time::Duration};

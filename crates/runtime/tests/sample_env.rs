@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use runtime::env_file::EnvFile;
+
 /// Variables that the sources name and that are no settings of ours.
 const NOT_OURS: [&str; 5] = ["CARGO_PKG_VERSION", "JAVA_HOME", "LC_ALL", "NO_COLOR", "XDG_CACHE_HOME"];
 const COMPOSE_FILES: [&str; 2] = ["docker-compose.yml", "docker-compose.kafka.yml"];
@@ -44,6 +46,20 @@ fn sample_env_tells_the_defaults_that_the_code_has() {
 fn every_setting_of_sample_env_is_explained_on_the_line_above_it() {
     let silent: Vec<_> = sample().into_iter().filter(|(_, comment)| comment.is_empty()).collect();
     assert_eq!(silent, []);
+}
+
+#[test]
+fn sample_env_copied_to_env_is_read_as_it_is_written() {
+    let file = EnvFile::read_from(&root().join("sample.env")).expect("well-formed");
+    let read: BTreeMap<_, _> = file.variables().iter().cloned().collect();
+    let text = read_text();
+    let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    let written = lines.map(|line| line.split_once('=').expect("a setting"));
+    assert_eq!(read, written.map(|(name, value)| (name.to_owned(), value.to_owned())).collect());
+}
+
+fn read_text() -> String {
+    read(&root().join("sample.env"))
 }
 
 fn root() -> PathBuf {
@@ -111,7 +127,7 @@ fn interpolated(compose: &str) -> BTreeSet<String> {
 
 /// The settings in sample.env, set or commented out, each with the comment on the line above.
 fn sample() -> BTreeMap<String, String> {
-    let text = read(&root().join("sample.env"));
+    let text = read_text();
     let mut settings = BTreeMap::new();
     let mut comment = "";
     for line in text.lines() {

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use runtime::{Environment, lifecycle, logs, metrics};
+use runtime::{Environment, env_file, lifecycle, logs, metrics};
 
 use crate::{
     exit,
     system::services::{self, Service},
 };
 
-/// Run one service; its settings are environment variables alone
+/// Run one service, with the settings of the environment and of .env alone
 #[derive(Args)]
 #[command(after_help = "\
 Nothing is started besides: Kafka and Postgres are those of the environment (sample.env lists all \
@@ -30,6 +30,7 @@ pub(crate) fn run(Arguments { service }: Arguments) -> Result<ExitCode> {
     exit::block_on(async {
         let mut env = Environment::of_process();
         logs::start(&mut env);
+        env_file::log();
         let shutdown = lifecycle::shutdown_on_signals()?;
         let listener = metrics::address(&mut env).map(metrics::listen).transpose()?;
         services::start(&[service], listener, &mut env, &shutdown)?.join().await?;

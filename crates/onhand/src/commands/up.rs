@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
-use runtime::{Environment, KafkaSettings, PostgresSettings, lifecycle, logs};
+use runtime::{Environment, KafkaSettings, PostgresSettings, env_file, lifecycle, logs};
 use sandbox::Sandbox;
 
 use crate::{
@@ -40,6 +40,7 @@ pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
     exit::block_on(async {
         let mut env = Environment::of_process();
         logs::start(&mut env);
+        env_file::log();
         env.finish()?;
         services::check(&services::ALL)?;
         let shutdown = lifecycle::shutdown_on_signals()?;

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
-use runtime::{Environment, KafkaSettings, PostgresSettings};
+use runtime::{Environment, KafkaSettings, PostgresSettings, env_file};
 
 /// In the data directory, while services run: a JSON object of variables.
 const FILE: &str = "environment";
@@ -37,11 +37,39 @@ pub(crate) struct DataDirectory {
     pub(crate) path: PathBuf,
 }
 
-/// The settings of the system that is meant: the environment's own, and for what it leaves open
-/// those of a running `up`, else of a running `demo`, on this data directory.
+/// The settings of the system that is meant: the environment's own; for what it leaves open, those of
+/// a running `up`, else of a running `demo`, on this data directory; and for what is left then, those
+/// of `.env`. (A running `up` has taken these into account, and a demo must not.)
 pub(crate) fn environment(data: &Path) -> Environment {
     let running = [data.to_owned(), demo(data)].iter().find_map(|root| running(root)).unwrap_or_default();
-    beside(Environment::of_process(), &running)
+    let file = env_file::applied();
+    let of_file = |name: &String| file.iter().any(|(of_file, _)| of_file == name);
+    let own = Environment::of(process_variables().filter(|(name, _)| !of_file(name)));
+    let (environment, used) = before_file(beside(own, &running), &running, &file);
+    if used {
+        eprintln!("onhand: settings from .env");
+    }
+    environment
+}
+
+/// Adds what a file says to settings that go before it. What belongs to a running system is complete
+/// as it is. Also returns whether a server's setting was taken.
+fn before_file(mut environment: Environment, running: &Variables, file: &[(String, String)]) -> (Environment, bool) {
+    let is_running =
+        |first: &str| running.get(first).is_some_and(|value| environment.text(first).as_ref() == Some(value));
+    let complete: Vec<_> = GROUPS.iter().filter(|(first, _)| is_running(first)).map(|(_, group)| *group).collect();
+    let mut used = false;
+    for (name, value) in file {
+        if environment.text(name).is_none() && !complete.iter().any(|group| name.starts_with(group)) {
+            environment.set(name, value.as_str());
+            used |= GROUPS.iter().any(|(_, group)| name.starts_with(group));
+        }
+    }
+    (environment, used)
+}
+
+fn process_variables() -> impl Iterator<Item = (String, String)> {
+    env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// The broker and the database of a command that needs a running system. An error says what is wrong
@@ -84,12 +112,9 @@ impl RunningSystem {
         variables: &[(String, String)],
         health: &TcpListener,
     ) -> io::Result<RunningSystem> {
-        let utf8 = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
         let path = root.join(FILE);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        let mut noted = settings_in_force(env::vars_os().filter_map(utf8), variables)?;
+        let mut noted = settings_in_force(process_variables(), variables)?;
         noted.insert("METRICS_ADDRESS".to_owned(), health.local_addr()?.to_string());
         noted.insert(PID.to_owned(), std::process::id().to_string());
         file.write_all(&serde_json::to_vec_pretty(&noted)?)?;
@@ -183,5 +208,27 @@ mod tests {
         assert_eq!(found(&[("KAFKA_BROKER_URL", "b:1")]), ["/i", "b:1", "e", "p:1"]);
         assert_eq!(found(&[("KAFKA_EVENTS_TOPIC", "o")]), ["/i", "b:1", "o", "p:1"]);
         assert_eq!(found(&[("KAFKA_BROKER_URL", "b:2")]), ["", "b:2", "", "p:1"]);
+    }
+
+    #[test]
+    fn a_file_fills_what_is_left_and_nothing_of_a_running_system() {
+        let file = variables(&[
+            ("KAFKA_BROKER_URL", "f:1"),
+            ("KAFKA_SASL_USERNAME", "u"),
+            ("POSTGRES_HOSTNAME", "f"),
+            ("POSTGRES_DB", "d"),
+        ]);
+        let running: Variables = variables(&[("KAFKA_BROKER_URL", "b:1")]).into_iter().collect();
+        let names = ["KAFKA_BROKER_URL", "KAFKA_SASL_USERNAME", "POSTGRES_HOSTNAME", "POSTGRES_DB"];
+        let found = |own: &[(&str, &str)], running: &Variables| {
+            let (environment, used) = before_file(beside(Environment::of(variables(own)), running), running, &file);
+            (names.map(|name| environment.text(name).unwrap_or_default()), used)
+        };
+        let none = Variables::new();
+        assert_eq!(found(&[], &none), (["f:1", "u", "f", "d"].map(str::to_owned), true));
+        assert_eq!(found(&[("KAFKA_BROKER_URL", "o:1")], &none).0, ["o:1", "u", "f", "d"]);
+        assert_eq!(found(&[("POSTGRES_HOSTNAME", "o")], &running).0, ["b:1", "", "o", "d"]);
+        let all = [("POSTGRES_HOSTNAME", "o"), ("POSTGRES_DB", "o")];
+        assert_eq!(found(&all, &running), (["b:1", "", "o", "o"].map(str::to_owned), false));
     }
 }

@@ -14,9 +14,16 @@ use std::{
 const NAME: &str = ".env";
 
 /// What a `.env` says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EnvFile {
     variables: Vec<(String, String)>,
+}
+
+impl fmt::Debug for EnvFile {
+    /// Names only: there are passwords among the values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.variables.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// Why a `.env` was not read. It quotes no value: there are passwords among them.
@@ -94,12 +101,11 @@ pub fn applied() -> Vec<(String, String)> {
     APPLIED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Logs which settings come from the file.
+/// Logs that settings come from the file.
 pub fn log() {
-    let applied = applied();
-    if !applied.is_empty() {
-        let names: Vec<_> = applied.iter().rev().map(|(name, _)| name.as_str()).collect();
-        tracing::info!(file = NAME, "settings from {NAME}: {}", names.join(", "));
+    match applied().len() {
+        0 => {}
+        variables => tracing::info!(file = NAME, variables, "settings from {NAME}"),
     }
 }
 

@@ -30,7 +30,7 @@ pub fn client(settings: &KafkaSettings, name: &str) -> ClientConfig {
         .set("reconnect.backoff.max.ms", "1000")
         .set("socket.keepalive.enable", "true");
     for (property, value) in &settings.security {
-        config.set(*property, value);
+        config.set(*property, value.expose());
     }
     config
 }

@@ -8,7 +8,9 @@ pub mod lifecycle;
 pub mod logs;
 pub mod metrics;
 pub mod postgres;
+pub mod secret;
 pub mod service;
 pub mod settings;
 
+pub use secret::Secret;
 pub use settings::{Environment, KafkaSettings, PostgresSettings, SettingsError};

@@ -21,7 +21,7 @@ pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptio
         .host(&settings.host)
         .port(settings.port)
         .username(&settings.user)
-        .password(&settings.password)
+        .password(settings.password.expose())
         .database(&settings.database)
         .application_name(application)
         .options([

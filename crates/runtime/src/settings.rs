@@ -1,13 +1,27 @@
 //! Settings come from the environment, and what it leaves open from [`crate::env_file`]. All that is wrong is reported at once: the name, what was
 //! found and an example.
 
-use std::{collections::HashMap, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    str::FromStr,
+    time::Duration,
+};
+
+use crate::Secret;
 
 /// Where settings are read from, and what was wrong with them.
-#[derive(Debug)]
 pub struct Environment {
     variables: HashMap<String, String>,
     wrong: Vec<String>,
+}
+
+impl fmt::Debug for Environment {
+    /// Names only: there are passwords among the values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: BTreeSet<_> = self.variables.keys().collect();
+        f.debug_struct("Environment").field("variables", &names).field("wrong", &self.wrong).finish()
+    }
 }
 
 /// Settings are missing or malformed; each line names one, with an example.
@@ -108,8 +122,8 @@ pub struct KafkaSettings {
     pub partitions: i32,
     /// `KAFKA_TOPIC_REPLICATION`: of a topic that we create.
     pub replication: i32,
-    /// Security settings, as librdkafka names them.
-    pub security: Vec<(&'static str, String)>,
+    /// Security settings, as librdkafka names them; there are passwords among them.
+    pub security: Vec<(&'static str, Secret)>,
 }
 
 /// Security settings: the variable, librdkafka's property, and what it takes.
@@ -137,8 +151,8 @@ impl KafkaSettings {
         for (name, property, words) in SECURITY {
             let Some(value) = env.text(name) else { continue };
             match words.iter().find(|word| word.eq_ignore_ascii_case(&value)) {
-                Some(word) => security.push((*property, (*word).to_owned())),
-                None if words.is_empty() => security.push((*property, value)),
+                Some(word) => security.push((*property, Secret::new(*word))),
+                None if words.is_empty() => security.push((*property, Secret::new(value))),
                 None => env.reject(format!(
                     "{name} is {value:?}, expected one of {} (for example {name}={})",
                     words.join(", "),
@@ -176,24 +190,18 @@ impl KafkaSettings {
 }
 
 /// Which database.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct PostgresSettings {
     /// `POSTGRES_HOSTNAME`: host, or the directory of a socket.
     pub host: String,
-    /// The port behind the host's colon, else 5432.
+    /// The port after the host's colon, else 5432.
     pub port: u16,
     /// `POSTGRES_USER`.
     pub user: String,
     /// `POSTGRES_PASSWORD`.
-    pub password: String,
+    pub password: Secret,
     /// `POSTGRES_DB`.
     pub database: String,
-}
-
-impl fmt::Debug for PostgresSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
 }
 
 impl fmt::Display for PostgresSettings {
@@ -223,7 +231,7 @@ impl PostgresSettings {
             host,
             port,
             user: env.required("POSTGRES_USER", "onhand"),
-            password: env.required("POSTGRES_PASSWORD", "secret"),
+            password: Secret::new(env.required("POSTGRES_PASSWORD", "secret")),
             database: env.required("POSTGRES_DB", "onhand"),
         }
     }
@@ -260,7 +268,25 @@ mod tests {
     }
 
     #[test]
-    fn a_port_stands_behind_the_host() {
+    fn no_password_is_printed() {
+        let mut env = environment(&[
+            ("POSTGRES_HOSTNAME", "db"),
+            ("POSTGRES_USER", "u"),
+            ("POSTGRES_PASSWORD", "swordfish"),
+            ("POSTGRES_DB", "d"),
+            ("KAFKA_SASL_USERNAME", "u"),
+            ("KAFKA_SASL_PASSWORD", "swordfish"),
+            ("KAFKA_SSL_KEY_PASSWORD", "swordfish"),
+        ]);
+        let (kafka, postgres) = (KafkaSettings::read(&mut env), PostgresSettings::read(&mut env));
+        let printed = format!("{env:?} {kafka:?} {postgres:?} {postgres} {}", postgres.password);
+        assert!(!printed.contains("swordfish") && printed.contains("***"), "{printed}");
+        assert_eq!(postgres.password.expose(), "swordfish");
+        assert!(kafka.security.contains(&("sasl.password", Secret::new("swordfish"))));
+    }
+
+    #[test]
+    fn a_port_follows_the_host_after_a_colon() {
         let mut env = environment(&[
             ("POSTGRES_HOSTNAME", "db:5433"),
             ("POSTGRES_USER", "u"),

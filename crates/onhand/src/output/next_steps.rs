@@ -46,7 +46,7 @@ impl NextSteps<'_> {
             // a password of the user's own is not ours to show
             return format!("psql -h {host} -p {port} -U {user} {database}");
         };
-        let url = format!("postgresql://{user}:{password}@{host}:{port}/{database}");
+        let url = format!("postgresql://{user}:{}@{host}:{port}/{database}", password.expose());
         match &private.bin {
             None => format!("{url} (any client; this machine has no psql)"),
             Some(_) if is_on_path("psql") => format!("psql {url}"),

@@ -1,5 +1,5 @@
-//! `onhand`: the launcher and the operator's command line. It may know every crate of the house;
-//! no crate knows it. `commands` has one file or folder a command; this one only chooses.
+//! `onhand`: the launcher and the operator's command line. It may depend on every crate
+//! of the workspace; none depends on it. `commands` has one file or folder a command; this one only chooses.
 
 mod commands;
 mod exit;

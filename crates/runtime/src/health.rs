@@ -17,7 +17,7 @@ const REMIND: Duration = Duration::from_secs(10);
 /// A service's handle on the state of its process; clones are the same service.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
-    /// Empty where nobody asked for a service of its own.
+    /// Empty for a handle that was not made by [`Health::of`].
     service: &'static str,
     process: Arc<Mutex<Process>>,
 }
@@ -68,8 +68,8 @@ pub struct Problem {
 }
 
 impl Health {
-    /// The handle of a service of this process. Where there are several, their names are reported
-    /// and logged before the part's.
+    /// The handle of a service of this process. Where there are several, [`HealthReport::lines`]
+    /// name them before the part.
     pub fn of(&self, service: &'static str) -> Health {
         self.process().services.insert(service);
         Health { service, process: Arc::clone(&self.process) }
@@ -80,7 +80,7 @@ impl Health {
         let mut process = self.process();
         if let Some(before) = process.unhealthy.remove(&(self.service, part)) {
             let elapsed_ms = before.since.elapsed().unwrap_or_default().as_millis() as u64;
-            tracing::info!(service = self.service, part, elapsed_ms, "{} is back", process.name(self.service, part));
+            tracing::info!(service = self.name(), part, elapsed_ms, "{part} is back");
         }
     }
 
@@ -93,7 +93,7 @@ impl Health {
         let logged = before.filter(|_| !log).map_or(now, |before| before.logged);
         let since = before.map_or_else(SystemTime::now, |before| before.since);
         if log {
-            tracing::warn!(service = self.service, part, "{}: {reason}", process.name(self.service, part));
+            tracing::warn!(service = self.name(), part, "{part}: {reason}");
         }
         process.unhealthy.insert((self.service, part), Unhealthy { reason, since, logged });
     }
@@ -120,6 +120,10 @@ impl Health {
             started_at: rfc3339(process.started_at),
             problems: process.unhealthy.iter().map(problem).collect(),
         }
+    }
+
+    fn name(&self) -> Option<&'static str> {
+        (!self.service.is_empty()).then_some(self.service)
     }
 
     fn process(&self) -> MutexGuard<'_, Process> {

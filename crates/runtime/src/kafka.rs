@@ -1,4 +1,5 @@
-//! Kafka: every client option in one place, waiting for the broker, topics, and who a topic is.
+//! Kafka: every client option in one place, waiting for the broker, creating topics, and the identity
+//! of a topic.
 
 use std::{
     ffi::{CStr, CString},
@@ -17,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{KafkaSettings, health::Health};
 
-/// How long one question to the broker may take.
+/// How long one request to the broker may take.
 pub const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What every client has in common.
+/// The options that all clients share.
 pub fn client(settings: &KafkaSettings, name: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -36,7 +37,7 @@ pub fn client(settings: &KafkaSettings, name: &str) -> ClientConfig {
 }
 
 /// A producer that loses nothing and keeps each partition's order: idempotent, acknowledged by all
-/// replicas, waiting for a broker however long it is away. Partitions like the Java client's.
+/// replicas, retrying without end while the broker is away. Chooses partitions as the Java client does.
 pub fn producer(settings: &KafkaSettings, name: &str) -> ClientConfig {
     let mut config = client(settings, name);
     config
@@ -47,7 +48,7 @@ pub fn producer(settings: &KafkaSettings, name: &str) -> ClientConfig {
         .set("compression.type", "lz4")
         .set("linger.ms", "5")
         .set("batch.num.messages", "10000")
-        // readers hold whole batches in memory, unpacked: for each partition
+        // consumers keep whole batches in memory, decompressed, for each partition
         .set("batch.size", "262144")
         .set("queue.buffering.max.messages", "50000")
         .set("queue.buffering.max.kbytes", "16384");
@@ -89,8 +90,8 @@ pub fn share_fetch_memory(consumer: &mut ClientConfig, partitions: usize) {
         .set("fetch.message.max.bytes", ((kib / 2).clamp(8, 128) * 1024).to_string());
 }
 
-/// Waits until the broker answers, saying so, and creates the topics that do not exist. Returns how
-/// many partitions they have together; early, with 0 and without them, when asked to shut down.
+/// Waits until the broker answers, reports that to `health`, and creates the topics that do not exist.
+/// Returns the number of their partitions; returns 0 early when asked to shut down.
 pub async fn ensure_topics(
     settings: &KafkaSettings,
     topics: &[&str],
@@ -102,7 +103,7 @@ pub async fn ensure_topics(
     let new: Vec<_> = topics
         .iter()
         .map(|topic| {
-            // the topics are the source of all that is shown: nothing of them is deleted by age
+            // the topics are the record of what happened: nothing is deleted by age
             NewTopic::new(topic, settings.partitions, TopicReplication::Fixed(settings.replication))
                 .set("retention.ms", "-1")
         })
@@ -122,7 +123,7 @@ pub async fn ensure_topics(
                     for created in admin.create_topics(missing, &options).await.unwrap_or_default() {
                         match created {
                             Ok(topic) => {
-                                tracing::info!("created topic {topic} with {} partitions", settings.partitions)
+                                tracing::info!(topic, partitions = settings.partitions, "created topic")
                             }
                             Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
                             Err((
@@ -135,7 +136,7 @@ pub async fn ensure_topics(
                                 | RDKafkaErrorCode::PolicyViolation),
                             )) => {
                                 bail!(
-                                    "topic {topic} does not exist and cannot be created: {code}; create it, or mind KAFKA_TOPIC_PARTITIONS and KAFKA_TOPIC_REPLICATION"
+                                    "topic {topic} does not exist and cannot be created: {code}; create it, or change KAFKA_TOPIC_PARTITIONS and KAFKA_TOPIC_REPLICATION"
                                 )
                             }
                             Err((topic, code)) => {
@@ -164,8 +165,8 @@ async fn existing_topics(admin: &AdminClient<DefaultClientContext>) -> Result<Ve
     Ok(metadata.topics().iter().map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect())
 }
 
-/// The end of a partition as the last answer to a fetch gave it; nothing is asked. `None` before the
-/// first answer.
+/// The end of a partition according to the last fetch response; sends no request. `None` before the
+/// first response.
 pub fn known_end<C: ClientContext>(client: &Client<C>, topic: &CStr, partition: i32) -> Option<i64> {
     let (mut low, mut high) = (-1, -1);
     // SAFETY: the client is alive while it is borrowed; the name is copied; the offsets are written.
@@ -175,10 +176,10 @@ pub fn known_end<C: ClientContext>(client: &Client<C>, topic: &CStr, partition: 
     (error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
 }
 
-/// Who a topic is: `CLUSTER/TOPIC`, the ids Kafka gives a cluster and each topic at creation. A
-/// topic that was deleted and created again has another id. Blocks up to a few [`TIMEOUT`]s.
+/// The identity of a topic: `CLUSTER/TOPIC`, the ids that Kafka assigns to a cluster and to each topic
+/// when it is created. A topic that was deleted and created again has another id. Blocks up to a few [`TIMEOUT`]s.
 pub fn topic_identity<C: ClientContext>(client: &Client<C>, topic: &str) -> Result<String> {
-    let cluster = client.fetch_cluster_id(TIMEOUT).context("the broker did not tell its cluster id in time")?;
+    let cluster = client.fetch_cluster_id(TIMEOUT).context("the broker did not answer with its cluster id in time")?;
     Ok(format!("{cluster}/{}", topic_id(client.native_ptr(), topic)?))
 }
 

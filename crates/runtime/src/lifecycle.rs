@@ -1,5 +1,5 @@
-//! How a binary begins and ends: the first signal asks everything to finish, the second ends it at
-//! once, and a task that fails or panics takes the process down with an error.
+//! How a process starts and stops: the first signal asks everything to finish, the second exits at
+//! once, and a task that fails or panics stops the process with an error.
 
 use std::{future::Future, time::Duration};
 
@@ -23,11 +23,11 @@ pub fn share_one_heap() {
     }
 }
 
-/// How long calls that block may take when a process ends.
+/// How long blocking calls are waited for when a process exits.
 const LAST_CALLS: Duration = Duration::from_millis(500);
 
-/// Runs a process's work to its end on a Tokio runtime. A question to a server that does not answer
-/// is not waited for then.
+/// Runs the work of a process on a Tokio runtime. Requests to servers that do not answer are then
+/// abandoned.
 pub fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let tokio = tokio.context("starting the async runtime")?;
@@ -49,14 +49,14 @@ pub fn shutdown_on_signals() -> Result<CancellationToken> {
             if token.is_cancelled() {
                 std::process::exit(128 + number);
             }
-            tracing::info!("stopping; a second signal ends it at once");
+            tracing::info!("stopping; a second signal exits at once");
             token.cancel();
         }
     });
     Ok(shutdown)
 }
 
-/// Tasks that live and die together: when one ends with an error or panics, the others are asked
+/// Tasks that stop together: when one ends with an error or panics, the others are asked
 /// to finish and the error is the result.
 #[derive(Debug)]
 pub struct Tasks {
@@ -88,7 +88,7 @@ impl Tasks {
                 if result.is_ok() {
                     result = Err(error);
                 } else {
-                    tracing::error!("while stopping: {error:#}");
+                    tracing::error!(error = format!("{error:#}"), "a task failed while stopping");
                 }
             }
         }

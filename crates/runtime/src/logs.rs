@@ -15,7 +15,7 @@ pub fn start(env: &mut Environment) {
         ));
         EnvFilter::new("info")
     });
-    // statements and client internals only when asked for by name
+    // statements and client internals are logged only when LOG_LEVEL names them
     let quiet = ["sqlx=warn", "sqlx::query=error", "sqlx::postgres::notice=error", "rdkafka=off", "librdkafka=off"]
         .iter()
         .fold(filter, |filter, directive| match directive.parse() {
@@ -34,6 +34,6 @@ pub fn start(env: &mut Environment) {
         env.reject(format!("LOG_FORMAT is {format:?}, expected text or json (for example LOG_FORMAT=text)"));
     }
     if started.is_err() {
-        tracing::debug!("logging was started before");
+        tracing::debug!("logging is already started");
     }
 }

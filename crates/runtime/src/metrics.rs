@@ -51,7 +51,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
 pub async fn serve(listener: TcpListener, health: Health, shutdown: CancellationToken) -> Result<()> {
     let handle = recorder()?;
     let (upkeep, stop) = (handle.clone(), shutdown.clone());
-    // histograms grow until they are looked at, and nobody may look
+    // histograms grow until they are read, and nobody may read them
     tokio::spawn(stop.run_until_cancelled_owned(async move {
         loop {
             tokio::time::sleep(UPKEEP).await;

@@ -13,7 +13,7 @@ use crate::{
     logs, metrics,
 };
 
-/// What a service is called, and what it says to `--help`.
+/// A service's name, version and help.
 #[derive(Debug, Clone, Copy)]
 pub struct Service {
     /// Its binary's name.
@@ -26,8 +26,8 @@ pub struct Service {
 
 impl Service {
     /// Runs a binary: `prepare` reads the settings and returns what runs the service until
-    /// shutdown. The exit status: 0 when it ended as asked, 1 with an error, 2 when it was called
-    /// in a wrong way.
+    /// shutdown. The exit status: 0 when it stopped as asked, 1 after an error (`health`: when it is
+    /// unhealthy), 2 for wrong arguments.
     pub fn main<P, R, F>(self, prepare: P) -> ExitCode
     where
         P: FnOnce(&mut Environment) -> R,
@@ -49,7 +49,7 @@ impl Service {
                 Ok(())
             }
             _ => {
-                eprintln!("{}: {arguments:?} is not understood; {} --help tells what is", self.name, self.name);
+                eprintln!("{}: unexpected arguments {arguments:?}; see {} --help", self.name, self.name);
                 return ExitCode::from(2);
             }
         };

@@ -1,5 +1,5 @@
-//! Settings come from the environment, and what it leaves open from [`crate::env_file`]. All that is wrong is reported at once: the name, what was
-//! found and an example.
+//! Settings come from the environment, and from [`crate::env_file`] for what it leaves open. All that
+//! is wrong is reported at once: the name, what was found and an example.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -24,7 +24,7 @@ impl fmt::Debug for Environment {
     }
 }
 
-/// Settings are missing or malformed; each line names one, with an example.
+/// Settings that are missing or malformed; each line names one, with an example.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingsError(pub Vec<String>);
 
@@ -98,12 +98,12 @@ impl Environment {
         )
     }
 
-    /// Notes that a setting is wrong, for checks of a caller's own.
+    /// Records that a setting is wrong, for a caller's own checks.
     pub fn reject(&mut self, wrong: String) {
         self.wrong.push(wrong);
     }
 
-    /// All that was wrong with what has been read so far.
+    /// An error with everything that was wrong with the settings read so far.
     pub fn finish(&mut self) -> Result<(), SettingsError> {
         if self.wrong.is_empty() { Ok(()) } else { Err(SettingsError(std::mem::take(&mut self.wrong))) }
     }
@@ -182,7 +182,7 @@ impl KafkaSettings {
         topic.map_or(event_type.topic.1, |(_, topic)| topic.as_str())
     }
 
-    /// Every topic of the house: those of the event types, and the errors.
+    /// Every topic: those of the event types, and the errors topic.
     pub fn all_topics(&self) -> Vec<&str> {
         let topics = self.topics.iter().map(|(_, topic)| topic.as_str());
         topics.chain([self.errors_topic.as_str()]).collect()

@@ -17,29 +17,28 @@ const BLOCK: usize = 256 * 1024;
 /// Write a CSV file of stock events, the same for the same seed
 #[derive(Args)]
 #[command(after_help = "\
-Incoming goods, and sales that fit the stock as it stands at each row; among them, in the shares \
-that are asked for, what real life brings: sales before their stock, rows sent twice, malformed \
-rows. A file that exists is not overwritten without --force.
+Incoming goods, and sales that fit the stock at each row; among them, in the given shares, sales \
+before their stock, rows sent twice, and malformed rows. A file that exists is not overwritten without --force.
 
 Example: a million rows, dropped where a running `onhand up` takes them
   onhand generate --rows 1000000 -o million.csv && mv million.csv importer/input/")]
 pub(crate) struct Arguments {
-    /// Rows beside the header
+    /// Number of rows, without the header
     #[arg(long, default_value_t = 1_000_000)]
     rows: u64,
-    /// Stores
+    /// Number of stores
     #[arg(long, default_value_t = Shape::default().stores)]
     stores: u64,
-    /// Items, in each store
+    /// Number of items in each store
     #[arg(long, default_value_t = Shape::default().items)]
     items: u64,
     /// Share of sales among the plain rows; the others are incoming
     #[arg(long, value_name = "SHARE", default_value_t = Shape::default().sales)]
     sales: f64,
-    /// Share of sales beyond the stock, whose stock comes some thousand rows later
+    /// Share of sales that exceed the stock, which comes some thousand rows later
     #[arg(long, value_name = "SHARE", default_value_t = Shape::default().early)]
     early: f64,
-    /// Share of sales whose stock never comes: they end in errors
+    /// Share of sales whose stock never comes: they are refused
     #[arg(long, value_name = "SHARE", default_value_t = Shape::default().hopeless)]
     hopeless: f64,
     /// Share of rows that repeat an earlier one word for word
@@ -51,10 +50,10 @@ pub(crate) struct Arguments {
     /// Share of rows that the importer refuses
     #[arg(long, value_name = "SHARE", default_value_t = Shape::default().bad)]
     bad: f64,
-    /// Another seed gives other rows
+    /// Different seeds give different rows
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where to write; stdout when left out
+    /// Where to write [default: stdout]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Replace the file if it exists

@@ -74,22 +74,23 @@ async fn show(kafka: &KafkaSettings, settings: &PostgresSettings, json: bool) ->
         projection::consumer_offsets(&mut connection).await.context("has a service run on this database?")?;
     let lags = tokio::task::block_in_place(|| lag::of(kafka, positions))?;
     let (sum, unknown) = lag::sum(&lags);
-    if json {
+    let text = if json {
         let lag = (unknown == 0).then_some(sum);
-        println!("{:#}", serde_json::json!({ "lag": lag, "partitions": lags }));
+        format!("{:#}", serde_json::json!({ "lag": lag, "partitions": lags }))
     } else if lags.is_empty() {
-        println!("no service has read anything yet");
+        "no service has read anything yet".to_owned()
     } else {
-        print_table(&lags);
-        println!("{}", lag::in_words((sum, unknown)));
-    }
+        format!("{}{}", table(&lags), lag::in_words((sum, unknown)))
+    };
+    writeln!(io::stdout(), "{text}").context("writing to stdout")?;
     Ok(exit::answer(lags.iter().all(|of| of.problem.is_none()), lags.iter().all(|of| of.unknown.is_none())))
 }
 
-fn print_table(lags: &[PartitionLag]) {
+fn table(lags: &[PartitionLag]) -> String {
     let width = |of: fn(&PartitionLag) -> &str| lags.iter().map(|lag| of(lag).len()).max().unwrap_or(0).max(7);
     let (service, topic) = (width(|of| &of.service), width(|of| &of.topic));
-    println!("{:service$}  {:topic$}  partition   next offset           end        lag", "service", "topic");
+    let mut table =
+        format!("{:service$}  {:topic$}  partition   next offset           end        lag\n", "service", "topic");
     for of in lags {
         let text = |number: Option<i64>| number.map_or("?".to_owned(), |number| number.to_string());
         let note = Paint::of_stdout().red(of.problem.as_ref().or(of.unknown.as_ref()).map_or("", String::as_str));
@@ -102,8 +103,10 @@ fn print_table(lags: &[PartitionLag]) {
             text(of.end),
             text(of.lag)
         );
-        println!("{}", line.trim_end());
+        table += line.trim_end();
+        table.push('\n');
     }
+    table
 }
 
 async fn forget(settings: &PostgresSettings, service: &str, topic: &str, yes: bool) -> Result<ExitCode> {

@@ -1,4 +1,4 @@
-//! `onhand run`: one service, as a container or a test runs it.
+//! `onhand run`: one service in this process.
 
 use std::process::ExitCode;
 
@@ -14,10 +14,13 @@ use crate::{
 /// Run one service, with the settings of the environment and of .env alone
 #[derive(Args)]
 #[command(after_help = "\
-Nothing is started besides: Kafka and Postgres are those of the environment (sample.env lists all \
-settings). SIGTERM or Ctrl-C lets it finish what it has in hand; a second one ends it at once.
+Kafka and Postgres are those of the environment (sample.env lists all settings); no private server \
+is started. On SIGTERM or Ctrl-C the service finishes its current work and stops; a second one exits \
+at once.
 
-Example: one more process that shares the partitions
+Exit status: 0 when stopped as asked, 2 after an error.
+
+Example: another stock process, which shares the partitions
   KAFKA_BROKER_URL=localhost:9092 POSTGRES_HOSTNAME=localhost POSTGRES_USER=onhand \\
   POSTGRES_PASSWORD=secret POSTGRES_DB=onhand onhand run stock")]
 pub(crate) struct Arguments {

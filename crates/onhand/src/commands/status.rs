@@ -1,13 +1,17 @@
-//! `onhand status`: whether everything works, what is behind, and what could not be found out.
+//! `onhand status`: whether everything works, what lags or waits, and what could not be found out.
 
 mod database;
 mod files;
 mod print;
 mod services;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use runtime::{KafkaSettings, PostgresSettings};
 use serde::Serialize;
@@ -22,7 +26,7 @@ use crate::{
     },
 };
 
-/// Show whether services, Kafka and Postgres work, and what is behind or waiting
+/// Show whether everything works, and what lags or waits
 #[derive(Args)]
 #[command(after_help = "\
 Asks each service for its health, Kafka and Postgres for the lag, the waiting sales and the outbox, \
@@ -37,7 +41,7 @@ Exit status: 0 when everything is healthy, 1 when something is not (a service th
 
 Examples: look; wait until everything that was imported is applied; services on other machines
   onhand status
-  until onhand status --json | jq -e '.lag == 0 and .files.in_progress == []' >/dev/null; do sleep 1; done
+  until onhand status --json | jq -e '.lag == 0 and .files == {not_begun: 0, in_progress: []}'; do sleep 1; done
   onhand status --health importer-1:9100,stock-1:9100,stock-2:9100")]
 pub(crate) struct Arguments {
     /// One JSON object, for programs
@@ -83,7 +87,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     exit::block_on(async {
         let status = look(&kafka, &postgres, directory, &group, &health).await;
         if arguments.json {
-            println!("{}", serde_json::to_string_pretty(&status)?);
+            writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&status)?).context("writing to stdout")?;
         } else {
             print::print(&status, arguments.partitions)?;
         }

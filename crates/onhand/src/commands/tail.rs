@@ -127,9 +127,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode> {
     while left > 0 && !(arguments.no_follow && reader.is_at_end()) {
         let next = match reader.next(Duration::ZERO) {
             Ok(None) => {
-                // nothing at hand: what was written so far can be looked at
+                // nothing to read now: show what was written so far
                 out.flush().context("writing to stdout")?;
-                if terminal::is_gone() {
+                if terminal::is_closed() {
                     return Err(io::Error::from(io::ErrorKind::BrokenPipe)).context("writing to stdout");
                 }
                 reader.next(Duration::from_millis(200))

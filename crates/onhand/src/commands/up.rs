@@ -23,12 +23,14 @@ use crate::{
 /// Run all services until Ctrl-C, with a private Kafka and Postgres if none is configured
 #[derive(Args)]
 #[command(after_help = "\
-What KAFKA_BROKER_URL and POSTGRES_HOSTNAME do not name is started privately; its data stays in \
-.onhand/ for the next time. Files are taken from importer/input/ (IMPORT_DIRECTORY names another \
-directory than importer). Ctrl-C lets everything finish what it has in hand; a second one ends it at \
-once. All settings are in sample.env.
+Uses the servers that KAFKA_BROKER_URL and POSTGRES_HOSTNAME name, and starts private ones for what \
+is not named; their data stays in .onhand/ for the next start. Files are taken from importer/input/ (IMPORT_DIRECTORY names another \
+directory than importer). On Ctrl-C everything finishes its current work and stops; a second one exits at \
+once. sample.env lists all settings. `onhand status` in another terminal shows how it is.
 
-Example: everything on this machine, then a file, from another terminal
+Exit status: 0 when stopped as asked, 2 after an error.
+
+Example: everything on this machine; then, in another terminal, a file
   onhand up
   cp example.csv importer/input/")]
 pub(crate) struct Arguments {
@@ -54,9 +56,9 @@ pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
             env.set(name, value.as_str());
         }
         let listener = services::listen(&mut env)?;
-        let running_system = RunningSystem::record(&data.path, &variables, &listener).context("noting what runs")?;
+        let running_system = RunningSystem::record(&data.path, &variables, &listener).context("recording what runs")?;
         let tasks = services::start(&services::ALL, Some(listener), &mut env, &shutdown)?;
-        tell(&servers, &mut env, &data.path).context("writing to stdout")?;
+        print_next_steps(&servers, &mut env, &data.path).context("writing to stdout")?;
         let ended = tasks.join().await;
         drop(running_system);
         private_servers::stop(servers).await?;
@@ -64,14 +66,14 @@ pub(crate) fn run(Arguments { data }: Arguments) -> Result<ExitCode> {
     })
 }
 
-fn tell(servers: &Sandbox, env: &mut Environment, data: &Path) -> io::Result<()> {
+fn print_next_steps(servers: &Sandbox, env: &mut Environment, data: &Path) -> io::Result<()> {
     let (kafka, postgres) = (KafkaSettings::read(env), PostgresSettings::read(env));
     let settings = importer::Settings::read(env);
-    // the importer makes it too, but the reader may be faster
+    // the importer creates it, too, but the user may be faster
     std::fs::create_dir_all(settings.directory.join("input"))?;
     let steps = NextSteps { servers, kafka: &kafka, postgres: &postgres, input: &settings.directory.join("input") };
     let mut out = io::stdout().lock();
-    writeln!(out, "\nonhand is up; what it knows is kept in {}/\n", data.display())?;
+    writeln!(out, "\nonhand is up; its data is in {}/\n", data.display())?;
     for line in steps.lines(Paint::of_stdout()) {
         writeln!(out, "{line}")?;
     }

@@ -1,4 +1,4 @@
-//! `onhand with`: a command, and servers around it.
+//! `onhand with`: runs a command with private servers.
 
 mod signals;
 
@@ -20,18 +20,20 @@ use clap::Args;
 
 use crate::system::private_servers;
 
-/// Run a command with a private Kafka and Postgres around it
+/// Run a command with a private Kafka and Postgres
 #[derive(Args)]
 #[command(after_help = "\
-Starts what KAFKA_BROKER_URL and POSTGRES_HOSTNAME do not name, runs the command with these, \
-POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB in its environment, stops the servers, and ends \
-with the command's exit status (128 + n when signal n ended it). Signals that ask it to end are \
-passed on to the command.
+Starts the servers that KAFKA_BROKER_URL and POSTGRES_HOSTNAME do not name, runs the command with \
+these variables, POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB in its environment, and stops the \
+servers. SIGINT, SIGTERM and SIGHUP are passed on to the command.
+
+Exit status: the command's, or 128 + n when signal n ended it; 126 or 127 when it could not be run; 2 \
+when the servers could not be started.
 
 Example: the tests of a project that needs a Kafka and a Postgres
   onhand with -- cargo test --workspace")]
 pub(crate) struct Arguments {
-    /// Keep the servers' data here, for the next time [default: a temporary directory]
+    /// Keep the servers' data here for the next run [default: a temporary directory]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// The command and its arguments
@@ -54,7 +56,7 @@ pub(crate) fn run(Arguments { data, command }: Arguments) -> Result<ExitCode> {
 fn run_at(root: &Path, command: &[OsString]) -> Result<ExitCode> {
     let servers = private_servers::start(root)?;
     let ended = match signals::received() {
-        // asked to end before there was a command
+        // a signal arrived before the command was started
         Some(signal) => Ok(ExitCode::from(128 + signal)),
         None => run_command(command, servers.environment()),
     };
@@ -88,8 +90,8 @@ fn code_of(status: ExitStatus) -> u8 {
 /// In the temporary directory; a pid follows.
 const PREFIX: &str = "onhand-with-";
 
-/// Removes what killed ones left behind: ours, no such process, nobody holds the lock. On Linux their
-/// servers have ended with them; elsewhere these may still write there.
+/// Removes directories of killed processes: owned by this user, no such process, the lock is free. On
+/// Linux their servers have died with them; elsewhere these may still write there.
 fn sweep() {
     if !cfg!(target_os = "linux") {
         return;
@@ -99,10 +101,10 @@ fn sweep() {
         let lock = || File::open(entry.path().join("lock"));
         if pid.is_some_and(|pid| !is_running(pid))
             && is_ours(&entry.path())
-            // none yet: killed before the servers were started
+            // missing: killed before the servers were started
             && lock().map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |lock| lock.try_lock().is_ok())
         {
-            // what can't be removed now is tried again
+            // what can't be removed now is tried again next time
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -135,7 +137,7 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("onhand: {} is left behind: {error}", self.0.display());
+            eprintln!("onhand: cannot remove {}: {error}", self.0.display());
         }
     }
 }

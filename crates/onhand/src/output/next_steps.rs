@@ -39,11 +39,11 @@ impl NextSteps<'_> {
         ]
     }
 
-    /// The command that shows the stock, as far as this machine has a psql; else where to connect.
+    /// The command that connects psql, if this machine has one; else the address.
     fn psql(&self) -> String {
         let PostgresSettings { host, port, user, password, database } = self.postgres;
         let Some(private) = &self.servers.postgres else {
-            // a password of the user's own is not ours to show
+            // never show a password that the user has set
             return format!("psql -h {host} -p {port} -U {user} {database}");
         };
         let url = format!("postgresql://{user}:{}@{host}:{port}/{database}", password.expose());

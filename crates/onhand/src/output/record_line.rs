@@ -11,9 +11,9 @@ use crate::{output::terminal::Paint, system::topic_reader::time_of};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
     pub(crate) paint: Paint,
-    /// The columns there are; less important text is cut at the end of them.
+    /// The terminal's columns, if known; less important text is cut to fit.
     pub(crate) width: Option<usize>,
-    /// Whether the record's time stands first.
+    /// Whether the line starts with the record's time.
     pub(crate) time: bool,
 }
 
@@ -53,8 +53,8 @@ impl Style {
         format!("{}{}  {fields}", self.paint.dim(&start), self.paint.bold(format!("{key:10}")))
     }
 
-    /// The fields in columns: without those of the key, which stand there already, and the identity
-    /// last, shortened where there is no room.
+    /// The fields in columns, without those of the key, which is shown already; ids come last, shortened
+    /// when there is no room.
     fn columns(&self, csv: &CsvForm, object: &Map<String, Value>, used: usize) -> String {
         let shown = |column: &&Column| object.get(column.name).map(plain).unwrap_or_default();
         let rest = csv.columns.iter().enumerate().filter(|(at, _)| !csv.key.contains(at));
@@ -83,7 +83,7 @@ impl Style {
         line
     }
 
-    /// `text`, cut so that a line on which `used` columns are taken ends with the terminal's.
+    /// `text`, cut to the columns that are left when `used` are taken.
     fn cut(&self, text: &str, used: usize) -> String {
         let room = self.width.map_or(usize::MAX, |width| width.saturating_sub(used));
         match text.char_indices().nth(room) {

@@ -1,4 +1,4 @@
-//! Colour and width, where there is a terminal to have them.
+//! Colour and width of the terminal, if there is one.
 
 use std::{env, fmt::Display, io::IsTerminal};
 
@@ -58,8 +58,8 @@ pub(crate) fn width() -> Option<usize> {
     (answer == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
-/// Whether nobody reads stdout any longer: a pipe's other end is closed.
-pub(crate) fn is_gone() -> bool {
+/// Whether the reader of stdout has closed its end of the pipe.
+pub(crate) fn is_closed() -> bool {
     let mut stdout = libc::pollfd { fd: libc::STDOUT_FILENO, events: 0, revents: 0 };
     // SAFETY: poll fills the one entry it is given, and does not wait.
     let answered = unsafe { libc::poll(&raw mut stdout, 1, 0) };

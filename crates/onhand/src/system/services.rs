@@ -7,15 +7,15 @@ use futures::future::BoxFuture;
 use runtime::{Environment, health::Health, lifecycle::Tasks, metrics};
 use tokio_util::sync::CancellationToken;
 
-/// A service: `importer`, files of a directory to topics; `stock`, the events topic to stock on hand
-/// in Postgres.
+/// A service: `importer` sends the files of a directory to topics; `stock` applies the events topic to
+/// stock on hand in Postgres.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Service {
     Importer,
     Stock,
 }
 
-/// All of them, in the order in which an event meets them.
+/// All services, in the order in which an event passes them.
 pub(crate) const ALL: [Service; 2] = [Service::Importer, Service::Stock];
 
 type Start = Box<dyn FnOnce(Health, CancellationToken) -> BoxFuture<'static, Result<()>>>;
@@ -42,11 +42,11 @@ impl Service {
     }
 }
 
-/// Finds what is wrong with the environment's settings, before any server is started for them.
+/// Checks the environment's settings before any server is started.
 pub(crate) fn check(services: &[Service]) -> Result<()> {
     let mut env = Environment::of_process();
     if env.text("POSTGRES_HOSTNAME").is_none() {
-        // a private server brings them
+        // set once the private server runs
         for name in ["POSTGRES_HOSTNAME", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"] {
             env.set(name, "private");
         }
@@ -81,7 +81,7 @@ pub(crate) fn start(
     if let Some(listener) = listener {
         tasks.spawn("metrics", metrics::serve(listener, health.clone(), shutdown.clone()));
     }
-    // all handles before any service reports through one: only then it is known that there are several
+    // all handles before any service reports: names are shown when there are several services
     let prepared: Vec<_> = prepared.into_iter().map(|(name, start)| (name, health.of(name), start)).collect();
     for (name, health, start) in prepared {
         tasks.spawn(name, start(health, shutdown.clone()));

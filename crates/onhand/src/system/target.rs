@@ -15,12 +15,12 @@ use anyhow::Context;
 use clap::Args;
 use runtime::{Environment, KafkaSettings, PostgresSettings, env_file};
 
-/// In the data directory, while services run: a JSON object of variables.
+/// In the data directory while services run: a JSON object of variables.
 const FILE: &str = "environment";
-/// In there: who wrote it.
+/// In that object: the process that wrote it.
 const PID: &str = "PID";
-/// Settings that belong together: where the environment's first is another than what runs, none of
-/// that is taken. Files, groups and the health of services belong to a Kafka.
+/// Settings that belong together: when the environment names another server than the running system's
+/// (the first), none of the group (by prefix) is taken from it. Files, groups and the health of services belong to a Kafka.
 const GROUPS: [(&str, &str); 5] = [
     ("KAFKA_BROKER_URL", "KAFKA_"),
     ("POSTGRES_HOSTNAME", "POSTGRES_"),
@@ -105,8 +105,8 @@ type Variables = BTreeMap<String, String>;
 pub(crate) struct RunningSystem(PathBuf);
 
 impl RunningSystem {
-    /// Writes down what is in force: these variables, the process's own, and where its health is
-    /// served. For this user only, since passwords are among them.
+    /// Records the settings in force: these variables, the process's own, and where its health is served.
+    /// Readable by this user only, since there are passwords among them.
     pub(crate) fn record(
         root: &Path,
         variables: &[(String, String)],
@@ -128,15 +128,15 @@ impl Drop for RunningSystem {
     }
 }
 
-/// The settings of all groups that are in force. Commands may be run in other directories: paths
-/// are absolute.
+/// The settings of all groups that are in force. Paths are made absolute, since commands may run in
+/// other directories.
 fn settings_in_force(own: impl Iterator<Item = (String, String)>, set: &[(String, String)]) -> io::Result<Variables> {
     let in_force = own.map(|(name, value)| (name, value.trim().to_owned())).filter(|(_, value)| !value.is_empty());
     let mut noted = Variables::from([("IMPORT_DIRECTORY".to_owned(), "importer".to_owned())]);
     noted.extend(in_force.chain(set.iter().cloned()));
     noted.retain(|name, _| GROUPS.iter().any(|(_, group)| name.starts_with(group)));
     for (name, value) in &mut noted {
-        // a certificate's may be a word that is no path
+        // KAFKA_SSL_CA_LOCATION may be a word that is no path
         if name == "IMPORT_DIRECTORY" || (name.ends_with("_LOCATION") && Path::new(&*value).exists()) {
             *value = path::absolute(&*value)?.display().to_string();
         }
@@ -144,12 +144,12 @@ fn settings_in_force(own: impl Iterator<Item = (String, String)>, set: &[(String
     Ok(noted)
 }
 
-/// What was noted by the process that holds the lock. A killed one leaves its note behind, and the
-/// next one writes its own only when its servers are there.
+/// The record of the process that holds the lock. A killed process leaves its record, and the next one
+/// writes its own only once its servers run.
 fn running(root: &Path) -> Option<Variables> {
     let mut noted: Variables = serde_json::from_slice(&fs::read(root.join(FILE)).ok()?).ok()?;
     let holder = fs::read_to_string(root.join("lock")).ok()?;
-    // let go at once, should nobody hold it
+    // released at once if nobody holds it
     let lock = File::open(root.join("lock")).ok()?.try_lock_shared();
     let is_there = matches!(lock, Err(TryLockError::WouldBlock)) && noted.remove(PID)? == holder.trim();
     is_there.then_some(noted)

@@ -1,4 +1,4 @@
-//! Topics, read by hand: every partition, from where one likes, without a consumer group.
+//! Reads topics directly, from any offset, without a consumer group.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +17,8 @@ use runtime::{KafkaSettings, kafka};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// How long a broker may say nothing while there is more to read.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a broker may send nothing while there is more to read.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where reading starts in each partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl TopicReader {
         Ok(TopicReader { consumer, partitions: assignment.count(), ended: BTreeSet::new() })
     }
 
-    /// The next record, when one comes in time. An error is a passing one: the broker is away.
+    /// The next record, if one arrives within `timeout`. An error is temporary: the broker is away.
     pub(crate) fn next(&mut self, timeout: Duration) -> Result<Option<OwnedMessage>, KafkaError> {
         match self.consumer.poll(timeout) {
             None => Ok(None),
@@ -101,7 +101,7 @@ impl TopicReader {
         }
     }
 
-    /// Whether everything that was there has been read, of one topic.
+    /// Whether everything that was there at the start has been read, for a reader of one topic.
     pub(crate) fn is_at_end(&self) -> bool {
         self.ended.len() == self.partitions
     }
@@ -188,7 +188,7 @@ pub(crate) fn consumer(settings: &KafkaSettings, name: &str) -> Result<BaseConsu
 
 /// Reads the records of a partition whose offsets are in this range, until `each` breaks. An offset
 /// need not have a record: markers of transactions, and what compaction removed, come to no reader.
-/// So the range ends with the first record beyond it, or where the partition ends.
+/// So the range ends with the first record after it, or at the partition's end.
 pub(crate) fn range(
     consumer: &BaseConsumer,
     (topic, partition): (&str, i32),
@@ -198,7 +198,7 @@ pub(crate) fn range(
     if offsets.is_empty() {
         return Ok(());
     }
-    // asked first: an end that is reached later is not before this one
+    // asked first: the end only grows
     let (_, end) = consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT)?;
     if end < offsets.end {
         bail!("{topic} partition {partition} ends at {end}, before offset {}", offsets.end);
@@ -207,10 +207,10 @@ pub(crate) fn range(
     list.add_partition_offset(topic, partition, Offset::Offset(offsets.start))?;
     consumer.assign(&list)?;
     loop {
-        let message = match consumer.poll(PATIENCE) {
+        let message = match consumer.poll(READ_TIMEOUT) {
             Some(Err(KafkaError::PartitionEOF(ended))) if ended == partition => break,
             Some(message) => message.with_context(|| format!("reading {topic} partition {partition}"))?,
-            None => bail!("reading {topic} partition {partition}: the broker has sent nothing for {PATIENCE:?}"),
+            None => bail!("reading {topic} partition {partition}: the broker has sent nothing for {READ_TIMEOUT:?}"),
         };
         let next = message.offset() + 1;
         if next > offsets.end || each(&message).is_break() || next == offsets.end {
@@ -220,7 +220,7 @@ pub(crate) fn range(
     Ok(consumer.unassign()?)
 }
 
-/// The topics there are, with the number of their partitions; not those that Kafka keeps for itself.
+/// All topics with their number of partitions, without Kafka's internal ones.
 fn partitions(consumer: &BaseConsumer, broker: &str) -> Result<BTreeMap<String, i32>> {
     let metadata = consumer.fetch_metadata(None, kafka::TIMEOUT).with_context(|| {
         format!("no Kafka answers at {broker} (`onhand up` starts one; KAFKA_BROKER_URL names another)")

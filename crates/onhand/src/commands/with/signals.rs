@@ -1,4 +1,4 @@
-//! Signals that ask to end, passed on to a command that runs in our place.
+//! Passes signals that ask to stop on to the command.
 
 use std::sync::atomic::{AtomicI32, Ordering};
 

@@ -157,13 +157,13 @@ impl Engine {
     /// Runs until `shutdown`.
     pub(crate) fn run(mut self) -> Result<()> {
         while !self.lock.is_ours() {
-            self.health.ill("directory", format!("another importer uses {}", self.settings.directory.display()));
+            self.health.unhealthy("directory", format!("another importer uses {}", self.settings.directory.display()));
             self.watcher.wait(RETRY_INTERVAL);
             if self.shutdown.is_cancelled() {
                 return Ok(());
             }
         }
-        self.health.well("directory");
+        self.health.healthy("directory");
         self.finish_after_crash();
         tracing::info!(directory = %self.directory.input.display(), "importing files dropped into input/");
         while !self.shutdown.is_cancelled() {
@@ -280,8 +280,8 @@ impl Engine {
     /// Reports a part of the directory as healthy, or as failing with this error.
     fn report_io(&self, part: &'static str, result: io::Result<()>) {
         match result {
-            Ok(()) => self.health.well(part),
-            Err(error) => self.health.ill(part, format!("{}: {error}", self.settings.directory.display())),
+            Ok(()) => self.health.healthy(part),
+            Err(error) => self.health.unhealthy(part, format!("{}: {error}", self.settings.directory.display())),
         }
     }
 

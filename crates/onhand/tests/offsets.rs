@@ -32,7 +32,7 @@ fn lines(printed: &str) -> Vec<String> {
 }
 
 /// The topic is deleted and created again.
-fn make_anew(system: &System) {
+fn create_again(system: &System) {
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let admin: AdminClient<DefaultClientContext> = kafka::client(&system.kafka, "test").create().expect("a client");
     let before = kafka::topic_identity(admin.inner(), &system.topic).expect("an identity");
@@ -40,7 +40,7 @@ fn make_anew(system: &System) {
         let deleted = admin.delete_topics(&[&system.topic], &AdminOptions::new()).await.expect("asked");
         deleted[0].as_ref().expect("deleted");
     });
-    until("it is created anew", || {
+    until("it is created again", || {
         let (health, shutdown) = (Health::default(), CancellationToken::new());
         tokio
             .block_on(async { kafka::ensure_topics(&system.kafka, &[&system.topic], &health, &shutdown).await })
@@ -81,7 +81,7 @@ fn offsets_shows_how_far_a_service_is_behind_and_whether_the_topic_is_still_the_
     let (code, printed, _) = output(away.env("KAFKA_BROKER_URL", "127.0.0.1:9"));
     assert!(code == Some(2) && printed.ends_with("lag unknown\n"), "{printed}");
 
-    make_anew(&system);
+    create_again(&system);
     import(&system, 5, 4);
     let (code, printed, said) = system.run(&["offsets"]);
     let anew =
@@ -100,7 +100,7 @@ fn offsets_shows_how_far_a_service_is_behind_and_whether_the_topic_is_still_the_
     assert_eq!((code, printed), (Some(0), expected), "{said}");
     let stock = system.start("stock");
     system.until_read();
-    assert_eq!(amounts(&system), [(7,)], "three before, four anew");
+    assert_eq!(amounts(&system), [(7,)], "three before, four after");
     stock.stop();
 }
 

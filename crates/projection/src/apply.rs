@@ -303,7 +303,7 @@ async fn end_abandoned(pool: &PgPool, service: &str) {
     }
 }
 
-/// Refusals in the order of their records, whoever refused them; other messages come last, in their order.
+/// Refusals in the order of their records, whatever refused them; other messages come last, in their order.
 fn sort(messages: &mut [Message]) {
     messages.sort_by_cached_key(|message| {
         let offset = message.headers.iter().find(|(name, _)| *name == header::OFFSET);

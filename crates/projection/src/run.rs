@@ -81,7 +81,7 @@ pub async fn run<P: Projection>(
     consumer.set_nonempty_callback({
         let sender = sender.clone();
         move || {
-            // nobody listens when the service is ending
+            // the receiver is gone when the service is ending
             let _ = sender.send(Event::Group);
         }
     });

@@ -76,7 +76,7 @@ impl Health {
     }
 
     /// `part` is healthy. Logs when it was not.
-    pub fn well(&self, part: &'static str) {
+    pub fn healthy(&self, part: &'static str) {
         let mut process = self.process();
         if let Some(before) = process.unhealthy.remove(&(self.service, part)) {
             let elapsed_ms = before.since.elapsed().unwrap_or_default().as_millis() as u64;
@@ -85,7 +85,7 @@ impl Health {
     }
 
     /// `part` is unhealthy, and why. Logs when that is new, and other reasons from time to time.
-    pub fn ill(&self, part: &'static str, reason: impl Into<String>) {
+    pub fn unhealthy(&self, part: &'static str, reason: impl Into<String>) {
         let (reason, now) = (reason.into(), Instant::now());
         let mut process = self.process();
         let before = process.unhealthy.get(&(self.service, part));
@@ -168,19 +168,19 @@ mod tests {
     fn a_service_that_is_healthy_does_not_clear_the_problem_of_another_in_the_same_process() {
         let process = Health::default();
         let (importer, stock) = (process.of("importer"), process.of("stock"));
-        importer.ill("kafka", "no answer");
-        stock.ill("kafka", "no topic");
-        stock.ill("postgres", "no room");
+        importer.unhealthy("kafka", "no answer");
+        stock.unhealthy("kafka", "no topic");
+        stock.unhealthy("postgres", "no room");
         let expected = [("importer: kafka", "no answer"), ("stock: kafka", "no topic"), ("stock: postgres", "no room")];
         assert_eq!(complaints(&process), expected.map(|(part, why)| (part.to_owned(), why.to_owned())));
 
-        importer.well("postgres");
-        importer.well("kafka");
+        importer.healthy("postgres");
+        importer.healthy("kafka");
         let expected = [("stock: kafka", "no topic"), ("stock: postgres", "no room")];
         assert_eq!(complaints(&process), expected.map(|(part, why)| (part.to_owned(), why.to_owned())));
 
-        stock.clone().well("kafka");
-        stock.well("postgres");
+        stock.clone().healthy("kafka");
+        stock.healthy("postgres");
         assert_eq!(complaints(&process), []);
     }
 
@@ -188,9 +188,9 @@ mod tests {
     fn a_process_with_one_service_names_parts_alone() {
         let process = Health::default();
         let stock = process.of("stock");
-        stock.ill("postgres", "no room");
+        stock.unhealthy("postgres", "no room");
         assert_eq!(complaints(&process), [("postgres".to_owned(), "no room".to_owned())]);
-        stock.well("postgres");
+        stock.healthy("postgres");
         assert_eq!(complaints(&process), []);
     }
 }

@@ -112,7 +112,7 @@ pub async fn ensure_topics(
     let attempt = async {
         loop {
             match existing_topics(&admin).await {
-                Err(error) => health.ill("kafka", format!("waiting for {}: {error}", settings.broker_url)),
+                Err(error) => health.unhealthy("kafka", format!("waiting for {}: {error}", settings.broker_url)),
                 Ok(known) => {
                     let missing: Vec<_> =
                         new.iter().filter(|topic| !known.iter().any(|(name, _)| name == topic.name)).collect();
@@ -140,7 +140,7 @@ pub async fn ensure_topics(
                                 )
                             }
                             Err((topic, code)) => {
-                                health.ill("kafka", format!("topic {topic} cannot be created yet: {code}"))
+                                health.unhealthy("kafka", format!("topic {topic} cannot be created yet: {code}"))
                             }
                         }
                     }
@@ -154,7 +154,7 @@ pub async fn ensure_topics(
         // the caller looks at `shutdown` next
         () = shutdown.cancelled() => return Ok(0),
     };
-    health.well("kafka");
+    health.healthy("kafka");
     Ok(partitions)
 }
 

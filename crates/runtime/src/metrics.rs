@@ -51,7 +51,7 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
 pub async fn serve(listener: TcpListener, health: Health, shutdown: CancellationToken) -> Result<()> {
     let handle = recorder()?;
     let (upkeep, stop) = (handle.clone(), shutdown.clone());
-    // histograms grow until they are read, and nobody may read them
+    // histograms grow until they are read, and it may be that nothing reads them
     tokio::spawn(stop.run_until_cancelled_owned(async move {
         loop {
             tokio::time::sleep(UPKEEP).await;
@@ -66,7 +66,7 @@ pub async fn serve(listener: TcpListener, health: Health, shutdown: Cancellation
     axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await.context("metrics server")
 }
 
-/// Asks a running process for its health. `0.0.0.0` stands for this machine.
+/// Asks a running process for its health. `0.0.0.0` means this machine.
 pub fn health_of(address: SocketAddr) -> Result<HealthReport> {
     let host = if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address };
     let mut stream = TcpStream::connect_timeout(&host, TIMEOUT).with_context(|| format!("no answer from {host}"))?;
@@ -114,10 +114,10 @@ mod tests {
     async fn health_names_each_unhealthy_part_of_each_service_and_since_when() {
         let health = Health::default();
         let (importer, stock) = (health.of("importer"), health.of("stock"));
-        importer.ill("kafka", "no answer");
-        stock.ill("postgres", "no room");
+        importer.unhealthy("kafka", "no answer");
+        stock.unhealthy("postgres", "no room");
         let since = health.report().problems[1].since.clone();
-        stock.ill("postgres", "no memory");
+        stock.unhealthy("postgres", "no memory");
         let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
@@ -131,8 +131,8 @@ mod tests {
         assert!(lines[0].starts_with("importer: kafka: no answer (since "), "{lines:?}");
         assert_eq!(lines[1], format!("stock: postgres: no memory (since {since})"));
 
-        importer.well("kafka");
-        stock.well("postgres");
+        importer.healthy("kafka");
+        stock.healthy("postgres");
         assert_eq!(ask().await.expect("a report").problems, []);
         shutdown.cancel();
         server.await.expect("no panic").expect("served");

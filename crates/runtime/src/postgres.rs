@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{PostgresSettings, health::Health};
 
-/// How a connection is made. Commits do not wait for the disk: an offset vanishes together with
-/// the rows it stands for, and they are read again. A transaction that is left open (by a process
-/// that was frozen) is ended by the server, so that its locks don't hold up whoever has taken over;
+/// How a connection is made. Commits do not wait for the disk: a crash takes back an offset together
+/// with the rows that were read before it, and they are read again. A transaction that is left open (by a process
+/// that was frozen) is ended by the server, so that its locks don't hold up the process that has taken over;
 /// for those that the server does not end, no lock is waited for without end.
 pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
@@ -63,7 +63,7 @@ pub async fn connect(
             match migrated {
                 Ok(()) => return Ok(()),
                 Err(error) if is_hopeless(&error) => bail!("Postgres at {settings}: {error}"),
-                Err(error) => health.ill("postgres", format!("waiting for {settings}: {error}")),
+                Err(error) => health.unhealthy("postgres", format!("waiting for {settings}: {error}")),
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -73,7 +73,7 @@ pub async fn connect(
         // the caller looks at `shutdown` next
         () = shutdown.cancelled() => return Ok(pool),
     }
-    health.well("postgres");
+    health.healthy("postgres");
     Ok(pool)
 }
 

@@ -98,7 +98,7 @@ impl Cache {
         self.share.set(size, self.ledger.len());
     }
 
-    /// Reads the items of cards that are not remembered; with `lock`, nobody else changes them until
+    /// Reads the items of cards that are not remembered; with `lock`, no other transaction changes them until
     /// the transaction ends.
     pub(crate) async fn read_items<'a>(
         &mut self,

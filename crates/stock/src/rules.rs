@@ -118,7 +118,7 @@ impl Ledger {
         self.known.contains_key(&id)
     }
 
-    /// A waiting sale was given up: its id may come again and is judged anew. False when it did not wait.
+    /// A waiting sale was given up: its id may come again and is decided again. False when it did not wait.
     pub fn give_up(&mut self, sale: &StockEvent) -> bool {
         let Some(waiting) = self.waiting.get_mut(&sale.card) else { return false };
         let Some(place) = waiting.iter().position(|other| other.transaction_id == sale.transaction_id) else {
@@ -129,7 +129,7 @@ impl Ledger {
         true
     }
 
-    /// The rules, for the next event. Sales that its stock sets free are put behind `released`, in
+    /// The rules, for the next event. Sales that its stock sets free are appended to `released`, in
     /// the order in which they are applied, after the event itself.
     pub fn decide(&mut self, event: &StockEvent, released: &mut Vec<Released>) -> Decision {
         let content = content(event);

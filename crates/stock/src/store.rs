@@ -58,7 +58,7 @@ const FEW: i64 = 500;
 /// Bytes of records that are read at a time, of waiting sales that are due.
 const DUE_BYTES: i64 = 1 << 20;
 
-/// The items of these cards that exist; with `lock`, nobody else changes them until the transaction
+/// The items of these cards that exist; with `lock`, no other transaction changes them until the transaction
 /// ends.
 pub(crate) async fn items(tx: &mut PgConnection, cards: &[Card], lock: bool) -> sqlx::Result<Vec<Item>> {
     const SELECT: &str = "SELECT i.id, i.store_id, i.item_id, i.amount

@@ -84,7 +84,7 @@ fn difference(one: &StockEvent, other: &StockEvent) -> String {
     fields.collect::<Vec<_>>().join(" and ")
 }
 
-/// The oracle keeps the whole history and computes every amount anew from the journal each time.
+/// The oracle keeps the whole history and computes every amount again from the journal each time.
 #[derive(Debug, Default)]
 struct Oracle {
     start: BTreeMap<Card, i64>,

@@ -227,7 +227,7 @@ async fn a_producer_that_never_pauses_and_a_postgres_that_does_are_no_lost_recor
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_was_created_anew_stops_the_service_with_what_to_do() {
+async fn a_topic_that_was_created_again_stops_the_service_with_what_to_do() {
     let fixture = Fixture::new(1, &[]).await;
     let service = fixture.start();
     fixture.send(&[event(1, Incoming, 3, 10)]);

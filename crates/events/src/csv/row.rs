@@ -81,7 +81,7 @@ impl RowReader {
         };
         let width = self.header.width;
         let extra = fields.iter().skip(width).any(|field| !source[field.clone()].trim_ascii().is_empty());
-        // whoever corrects a rejected row may take the reason out together with its comma
+        // who corrects a refused row may take the reason out together with its comma
         let least = width - usize::from(self.header.ends_in_error);
         if fields.len() < least || extra {
             return Err(apart(format!("the line has {} fields, the header has {width}", fields.len())));

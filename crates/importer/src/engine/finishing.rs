@@ -240,10 +240,10 @@ impl Engine {
     /// Reports which finishes are pending, until none is.
     fn report_pending_finishes(&self) {
         match self.pending.waiting.first_key_value() {
-            None => self.health.well("done"),
+            None => self.health.healthy("done"),
             Some((name, why)) => {
                 let files = self.pending.waiting.len();
-                self.health.ill("done", format!("{files} imported files cannot be moved: {name:?}: {why}"));
+                self.health.unhealthy("done", format!("{files} imported files cannot be moved: {name:?}: {why}"));
             }
         }
     }

@@ -25,7 +25,7 @@ impl Engine {
             "Kafka did not accept everything: sending again what is not acknowledged"
         );
         if !recovery.pause.is_zero() {
-            self.health.ill("kafka", recovery.reason);
+            self.health.unhealthy("kafka", recovery.reason);
             self.is_silent = true;
         }
         if recovery.no_topic {
@@ -72,13 +72,13 @@ impl Engine {
         if records == 0 || acknowledged != self.last_acknowledged.1 {
             if self.is_silent && acknowledged != self.last_acknowledged.1 {
                 self.is_silent = false;
-                self.health.well("kafka");
+                self.health.healthy("kafka");
             }
             self.last_acknowledged = (now, acknowledged);
         } else if !self.is_silent && now.duration_since(self.last_acknowledged.0) > SILENCE_TIMEOUT {
             self.is_silent = true;
             let broker = &self.settings.kafka.broker_url;
-            self.health.ill("kafka", format!("waiting for Kafka at {broker}: {records} rows in flight"));
+            self.health.unhealthy("kafka", format!("waiting for Kafka at {broker}: {records} rows in flight"));
         }
         if now.duration_since(self.partitions_checked) > PARTITION_CHECK_INTERVAL {
             self.partitions_checked = now;
@@ -91,12 +91,12 @@ impl Engine {
         let stuck = self.sink.producer.stuck_partitions();
         self.sink.hold_back = !stuck.is_empty();
         match stuck.first() {
-            None => self.health.well("partitions"),
+            None => self.health.healthy("partitions"),
             Some(first) => {
                 let files =
                     self.sink.producer.in_flight().files_waiting_since(now.checked_sub(SILENCE_TIMEOUT).unwrap_or(now));
                 let more = if stuck.len() > 1 { format!(" (and {} more)", stuck.len() - 1) } else { String::new() };
-                self.health.ill("partitions", format!("{first}{more}; {files} files wait for it"));
+                self.health.unhealthy("partitions", format!("{first}{more}; {files} files wait for it"));
             }
         }
     }

@@ -163,8 +163,8 @@ impl Engine {
     /// Reports which files fail, until none does.
     pub(super) fn report_blocked(&self) {
         match self.blocked.describe_failing() {
-            Some(why) => self.health.ill("files", why),
-            None => self.health.well("files"),
+            Some(why) => self.health.unhealthy("files", why),
+            None => self.health.healthy("files"),
         }
     }
 

@@ -205,7 +205,7 @@ impl System {
         (0..self.kafka.partitions).map(one).sum()
     }
 
-    /// Whether every record of the topic is behind the service's offset, and the outbox is empty.
+    /// Whether every record of the topic is before the service's offset, and the outbox is empty.
     pub fn is_read(&self) -> bool {
         let sql = "SELECT coalesce(sum(next_offset), 0)::bigint FROM consumer_offsets";
         let read = self.try_rows::<(i64,)>(sql).map_or(0, |rows| rows[0].0);

@@ -89,7 +89,7 @@ pub(crate) async fn advance(
 }
 
 /// Ends transactions of this service that have waited for their process for as long as
-/// `idle_in_transaction_session_timeout` allows, and so hold locks for nobody. The server does it by
+/// `idle_in_transaction_session_timeout` allows, and hold locks that no process uses. The server does it by
 /// itself for one that is between two statements, but not for one in the middle of a COPY. Returns
 /// how many there were.
 pub(crate) async fn end_abandoned(pool: &PgPool) -> sqlx::Result<u64> {

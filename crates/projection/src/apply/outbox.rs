@@ -107,13 +107,13 @@ impl Relay {
             };
             match round {
                 Ok(published) => {
-                    self.health.well("outbox");
+                    self.health.healthy("outbox");
                     if published > 0 {
                         continue;
                     }
                 }
                 Err(error) => {
-                    self.health.ill("outbox", format!("publishing refusals is held up: {error:#}"));
+                    self.health.unhealthy("outbox", format!("publishing messages is held up: {error:#}"));
                     // its topic may be gone, and a producer may be of no use after an error
                     let topics = [self.kafka.errors_topic.as_str()];
                     kafka::ensure_topics(&self.kafka, &topics, &self.health, &shutdown).await?;

@@ -1,5 +1,5 @@
 //! The consumer's thread. It alone knows which partitions this process has and what each of them is
-//! doing; reading begins where Postgres says, never where the group says. It waits for nobody: what
+//! doing; reading begins where Postgres says, never where the group says. It never waits: what
 //! takes time (transactions, questions to Kafka and Postgres) runs elsewhere and comes back as an
 //! [`Event`].
 
@@ -202,7 +202,7 @@ impl<P: Projection> Assignment<P> {
             Event::Checked { kafka_answers } => {
                 self.postgres_answers();
                 if kafka_answers && self.probe.kafka_answers() {
-                    self.context.health.well("kafka");
+                    self.context.health.healthy("kafka");
                 }
                 Ok(())
             }
@@ -247,7 +247,7 @@ impl<P: Projection> Assignment<P> {
         sources.iter().filter_map(committed).collect()
     }
 
-    /// For lag monitors only: nobody begins at these, and nobody waits for a broker that is away.
+    /// For lag monitors only: no process begins at these, and none waits for an unreachable broker.
     fn commit_group_offsets(&self, offsets: &[(TopicPartition, i64)]) {
         let mut list = TopicPartitionList::new();
         for (source, offset) in offsets {
@@ -278,7 +278,7 @@ impl<P: Projection> Assignment<P> {
                 | Code::ClusterAuthorizationFailed
                 | Code::Fatal,
             ) => bail!("Kafka refuses {}: {error}", P::SERVICE),
-            _ => self.context.health.ill("kafka", error.to_string()),
+            _ => self.context.health.unhealthy("kafka", error.to_string()),
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! What Kafka and Postgres say of a partition, asked away from the consumer's thread: one that does
-//! not answer, or a partition that is offline, holds up nobody but the partition that is asked for.
+//! not answer, or a partition that is offline, holds up only the partition that is asked for.
 //! Kafka is asked over a connection of its own, since a broker answers a connection's requests one
 //! after the other, and the consumer's are long polls.
 
@@ -109,7 +109,7 @@ impl Probe {
         Ok(identity)
     }
 
-    /// Where the service stands, by partition. One that is frozen must not be waited for without end.
+    /// The offsets of the service, by partition. A frozen server must not be waited for forever.
     pub(crate) async fn consumer_offsets(&self) -> Result<HashMap<TopicPartition, ConsumerOffset>> {
         in_time(offsets::of_service(&self.pool, self.service)).await
     }
@@ -155,7 +155,7 @@ impl Probe {
                 // written just now, by this process or by another one: read it
                 Ok((None, _)) => continue,
                 Err((part, error)) => {
-                    self.health.ill(part, format!("waiting: {error:#}"));
+                    self.health.unhealthy(part, format!("waiting: {error:#}"));
                     // two moments apart from each other are no sign of a loss
                     lost_since = None;
                     let count = if part == "kafka" { &self.without_kafka } else { &self.without_postgres };

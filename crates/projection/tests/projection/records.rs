@@ -62,7 +62,7 @@ async fn a_record_beyond_a_limit_of_the_database_is_refused_alone_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refusals_keep_the_order_of_their_records_whoever_refuses_them() {
+async fn refusals_keep_the_order_of_their_records_whatever_refuses_them() {
     let fixture = Fixture::new(1).await;
     let words = ["refused", "x", "0", "y", "1", "refused", "z", "0", "v", "w", "refused"];
     fixture.send(0, words);

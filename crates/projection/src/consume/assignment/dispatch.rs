@@ -1,5 +1,5 @@
 //! Records from the partitions' queues into buffers, and buffers into transactions. There are a few
-//! large buffers for all partitions together: whoever has records waits for one, fills it while
+//! large buffers for all partitions together: a partition with records waits for one, fills it while
 //! others are being applied, and gives it back. So batches are large and memory is the same however
 //! many partitions there are, and a slow database holds up the fetching.
 
@@ -149,7 +149,7 @@ impl<P: Projection> Assignment<P> {
         if !matches!(error.rdkafka_error_code(), Some(AutoOffsetReset | OffsetOutOfRange)) {
             return self.consumer_error(error);
         }
-        // beginning again finds out whether records are lost, or the broker is behind for a moment
+        // beginning again finds out whether records are lost, or the broker lags for a moment
         tracing::warn!(service = P::SERVICE, topic = %source.topic, partition = source.partition, "Kafka does not have the record that comes next ({error}); asking again");
         self.restart(source, Duration::ZERO);
         Ok(())
@@ -212,7 +212,7 @@ impl<P: Projection> Assignment<P> {
         let task = self.tokio.spawn(async move {
             let applying = AssertUnwindSafe(applier.apply(&buffer, caught_up_at, &stop)).catch_unwind().await;
             let applied = applying.unwrap_or_else(|_| Err(anyhow!("applying {} panicked", id.source)));
-            // nobody listens when the service is ending
+            // the receiver is gone when the service is ending
             let _ = sender.send(Event::Applied(id, applier, buffer, applied));
         });
         if let Some(reading) = partition.reading() {
@@ -263,7 +263,7 @@ impl<P: Projection> Assignment<P> {
             Applied::Failed(error) => {
                 pause = Some(partition.next_pause());
                 self.failing.insert(id.source.clone());
-                self.context.health.ill("postgres", format!("trying again: {error:#}"));
+                self.context.health.unhealthy("postgres", format!("trying again: {error:#}"));
             }
             Applied::Stopped => {}
         }
@@ -284,7 +284,7 @@ impl<P: Projection> Assignment<P> {
     /// Postgres is healthy when no partition fails.
     pub(super) fn postgres_answers(&self) {
         if self.failing.is_empty() && self.probe.postgres_answers() {
-            self.context.health.well("postgres");
+            self.context.health.healthy("postgres");
         }
     }
 

@@ -42,7 +42,7 @@ impl<P: Projection> Assignment<P> {
         let (probe, stop, sender) = (Arc::clone(&self.probe), partition.stop.clone(), self.sender.clone());
         self.tokio.spawn(async move {
             let begun = probe.begin(&id.source, &stop).await;
-            // nobody listens when the service is ending
+            // the receiver is gone when the service is ending
             let _ = sender.send(Event::Begun(id, begun));
         });
     }
@@ -61,7 +61,7 @@ impl<P: Projection> Assignment<P> {
         queue.set_nonempty_callback({
             let (sender, source) = (self.sender.clone(), source.clone());
             move || {
-                // nobody listens when the service is ending
+                // the receiver is gone when the service is ending
                 let _ = sender.send(Event::Readable(source.clone()));
             }
         });
@@ -137,7 +137,7 @@ impl<P: Projection> Assignment<P> {
     }
 
     /// Stops these partitions together, so that all of them take no longer than one may. A
-    /// transaction that takes longer is left behind: the fence decides whether it counts.
+    /// transaction that takes longer is abandoned: the fence decides whether it counts.
     pub(super) fn stop(&mut self, sources: &[TopicPartition]) -> Result<()> {
         let end = Instant::now() + STOP_TIMEOUT;
         for source in sources {

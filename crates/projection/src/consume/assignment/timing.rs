@@ -105,7 +105,7 @@ impl<P: Projection> Assignment<P> {
         self.tokio.spawn(async move {
             tokio::time::sleep(pause).await;
             let watermarks = probe.watermarks(&id.source).await;
-            // nobody listens when the service is ending
+            // the receiver is gone when the service is ending
             let _ = sender.send(Event::Answer(id, Answer { watermarks, checked: None }));
         });
     }
@@ -135,7 +135,7 @@ impl<P: Projection> Assignment<P> {
             // before Kafka is asked: its end only grows meanwhile
             let mut offsets = match probe.consumer_offsets().await {
                 Ok(offsets) => offsets,
-                Err(error) => return health.ill("postgres", format!("waiting: {error:#}")),
+                Err(error) => return health.unhealthy("postgres", format!("waiting: {error:#}")),
             };
             let mut unanswered = 0;
             if asked.is_empty() && probe.watermarks(&topic).await.is_err() {
@@ -145,10 +145,10 @@ impl<P: Projection> Assignment<P> {
                 let watermarks = probe.watermarks(&id.source).await;
                 if let Err(error) = &watermarks {
                     unanswered += 1;
-                    health.ill("kafka", format!("waiting: {}: {error:#}", id.source));
+                    health.unhealthy("kafka", format!("waiting: {}: {error:#}", id.source));
                 }
                 let checked = Some((committed, offsets.remove(&id.source)));
-                // nobody listens when the service is ending
+                // the receiver is gone when the service is ending
                 let _ = sender.send(Event::Answer(id, Answer { watermarks, checked }));
                 if unanswered == MOST_UNANSWERED {
                     break;

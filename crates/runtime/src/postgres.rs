@@ -28,12 +28,18 @@ pub fn options(settings: &PostgresSettings, application: &str) -> PgConnectOptio
             ("idle_in_transaction_session_timeout", "10s"),
             ("lock_timeout", "3s"),
             ("synchronous_commit", "off"),
-            // arrays of any length are looked up by index: a plan made for one batch's length would
-            // read whole tables for the next
+            // one plan for arrays of any length: a plan made for one batch's length would read whole
+            // tables for the next
             ("plan_cache_mode", "force_generic_plan"),
             ("jit", "off"),
         ])
 }
+
+/// A service's statements look rows up by index, as many as a batch has. Plans are made at the first
+/// batch, when tables are empty and reading all of them looks cheapest; they are kept while the tables
+/// grow.
+const BY_INDEX: [(&str, &str); 3] =
+    [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
 
 /// A pool of `connections`, once the database answers and these `migrations` have run. Waits for a database that
 /// is not there yet and says so; stops for one that will never let us in. Returns early, with a pool
@@ -51,7 +57,7 @@ pub async fn connect(
         .acquire_timeout(Duration::from_secs(5))
         // a round trip before each transaction; one on a lost connection is tried again anyway
         .test_before_acquire(false)
-        .connect_lazy_with(options(settings, application));
+        .connect_lazy_with(options(settings, application).options(BY_INDEX));
     let migrations = together(migrations);
     let attempt = async {
         loop {

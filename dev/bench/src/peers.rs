@@ -64,13 +64,13 @@ pub(crate) fn compare(tokio: &Runtime, count: u64, rounds: usize) -> Result<Figu
                  {start_up:.1} s"
             );
         };
-        print("stock", pair.stock.steady_rate, &pair.stock.total, pair.stock.progress.start_up());
+        print("stock", pair.stock.rate_after_start_up, &pair.stock.total, pair.stock.progress.start_up());
         print("debezium", pair.sink.steady_rate, &pair.sink.total, pair.sink.start_up);
         pairs.push(pair);
     }
     let mut figures = Figures::default();
-    figures.median("stock_vs_debezium", 2, &pairs, |pair| pair.stock.steady_rate / pair.sink.steady_rate);
-    figures.median("stock_per_s", 0, &pairs, |pair| pair.stock.steady_rate);
+    figures.median("stock_vs_debezium", 2, &pairs, |pair| pair.stock.rate_after_start_up / pair.sink.steady_rate);
+    figures.median("stock_per_s", 0, &pairs, |pair| pair.stock.rate_after_start_up);
     figures.median("debezium_per_s", 0, &pairs, |pair| pair.sink.steady_rate);
     figures.median("debezium_cpu_us_per_event", 2, &pairs, |pair| pair.sink.total.cpu_us_each());
     figures.highest("stock_peak_mib", 0, &pairs, |pair| pair.stock.total.peak_mib);

@@ -1,4 +1,4 @@
-//! What the stock service has committed, over time.
+//! What was committed, over time.
 
 use std::{
     fmt::Write,
@@ -53,9 +53,20 @@ impl Progress {
         self.samples.last().map_or(Duration::ZERO, |(at, _)| *at)
     }
 
+    /// Of these counts at these times, in the order of the times.
+    pub(crate) fn of(samples: Vec<(Duration, u64)>) -> Progress {
+        Progress { samples }
+    }
+
     /// Events a second from the first commit to the last, without the events of the first commit.
-    pub(crate) fn steady_rate(&self) -> Result<f64> {
+    pub(crate) fn rate_after_start_up(&self) -> Result<f64> {
         self.rate_between(0, u64::MAX)
+    }
+
+    /// Events a second in the second half of the events.
+    pub(crate) fn steady_rate(&self) -> Result<f64> {
+        let half = self.samples.last().map_or(0, |(_, count)| count / 2);
+        self.rate_between(half, u64::MAX)
     }
 
     /// Events a second from the commit of the event `from` to that of `to`, as far as they were
@@ -122,7 +133,8 @@ mod tests {
         let progress = Progress { samples: vec![(at(5), 100), (at(6), 300), (at(8), 400), (at(9), 700)] };
         assert_eq!(progress.start_up(), at(5));
         assert_eq!(progress.total(), at(9));
-        assert_eq!(progress.steady_rate().unwrap(), 150.0);
+        assert_eq!(progress.rate_after_start_up().unwrap(), 150.0);
+        assert_eq!(progress.steady_rate().unwrap(), 350.0 / 2.0);
         assert_eq!(progress.rate_between(0, 300).unwrap(), 200.0);
         assert_eq!(progress.rate_between(350, 550).unwrap(), 200.0 / 1.5);
         assert!(progress.rate_between(700, 800).is_err());

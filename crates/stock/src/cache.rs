@@ -10,13 +10,12 @@ use events::{
     Timestamp,
     stock::{Card, StockEvent},
 };
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use projection::ApplyError;
 use sqlx::PgConnection;
-use uuid::Uuid;
 
 use crate::{
-    rules::Ledger,
+    rules::{Changed, Ledger},
     store::{self, Amount},
 };
 
@@ -33,14 +32,19 @@ pub(crate) struct CacheSize {
 /// What a partition's worker remembers. Amounts are only ever believed by a compare-and-set.
 #[derive(Debug, Default)]
 pub struct Cache {
-    pub(crate) ledger: Ledger,
-    /// Ids of the ledger's cards in `items`.
-    rows: HashMap<Card, i64>,
+    cards: HashMap<Card, Row>,
     /// The last batch repeated many ids that were not expected: look up all ids of the next one.
     pub(crate) expects_repeats: bool,
     /// When the partition's next waiting sale is due, if any waits; `None` when not known.
     pub(crate) next_due: Option<Option<Timestamp>>,
     share: Share,
+}
+
+/// A card's row of `items`.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    id: i64,
+    amount: i64,
 }
 
 /// A worker's part of what all workers of the process remember.
@@ -81,8 +85,7 @@ impl Drop for Share {
 impl Cache {
     /// Amounts are read again when they are needed.
     pub(crate) fn forget_cards(&mut self) {
-        self.ledger = Ledger::default();
-        self.rows = HashMap::new();
+        self.cards = HashMap::new();
     }
 
     /// Forgets the cards if all workers together remember too many.
@@ -92,61 +95,49 @@ impl Cache {
         }
     }
 
-    /// What was decided is written: amounts stay, all else is forgotten.
-    pub(crate) fn mark_written(&mut self, size: &Arc<CacheSize>) {
-        self.ledger.mark_written();
-        self.share.set(size, self.ledger.len());
-    }
-
-    /// Reads the items of cards that are not remembered; with `lock`, no other transaction changes them until
-    /// the transaction ends.
-    pub(crate) async fn read_items<'a>(
+    /// Has the ledger know the amounts of the events' cards, and reads those that are not remembered;
+    /// with `lock`, no other transaction changes these until this one ends.
+    pub(crate) async fn read_amounts<'a>(
         &mut self,
         tx: &mut PgConnection,
+        ledger: &mut Ledger,
         events: impl Iterator<Item = &'a StockEvent>,
         lock: bool,
     ) -> sqlx::Result<()> {
-        let mut missing: Vec<_> = events.map(|event| event.card).filter(|card| !self.rows.contains_key(card)).collect();
+        let mut missing = Vec::new();
+        for event in events {
+            match self.cards.get(&event.card) {
+                Some(row) => ledger.set_amount(event.card, row.amount),
+                None => missing.push(event.card),
+            }
+        }
         missing.sort_unstable();
         missing.dedup();
         if missing.is_empty() {
             return Ok(());
         }
         for item in store::items(tx, &missing, lock).await? {
-            self.ledger.set_amount(item.card, item.amount);
-            self.rows.insert(item.card, item.id);
+            ledger.set_amount(item.card, item.amount);
+            self.cards.insert(item.card, Row { id: item.id, amount: item.amount });
         }
         Ok(())
     }
 
-    /// Looks up which of the ids are in the journal, and has the ledger know those.
-    pub(crate) async fn read_applied(
+    /// Writes the new cards and changed amounts of a ledger, and remembers them.
+    pub(crate) async fn write_amounts(
         &mut self,
         tx: &mut PgConnection,
-        ids: impl Iterator<Item = Uuid>,
-    ) -> sqlx::Result<HashSet<Uuid>> {
-        let mut ids: Vec<_> = ids.collect();
-        if ids.is_empty() {
-            return Ok(HashSet::new());
-        }
-        // in the order of the index, as the journal is written
-        ids.sort_unstable();
-        let applied = store::applied(tx, &ids).await?;
-        for event in &applied {
-            self.ledger.set_applied(event);
-        }
-        Ok(applied.iter().map(|event| event.transaction_id).collect())
-    }
-
-    /// Writes new cards and changed amounts.
-    pub(crate) async fn write_items(&mut self, tx: &mut PgConnection) -> Result<(), ApplyError> {
+        ledger: &Ledger,
+        size: &Arc<CacheSize>,
+    ) -> Result<(), ApplyError> {
         let (mut created, mut amounts) = (Vec::new(), Vec::new());
-        for changed in self.ledger.changed() {
-            match changed.before {
-                None => created.push((changed.card, changed.now)),
+        for Changed { card, before, now } in ledger.changed() {
+            match before {
+                None => created.push((card, now)),
                 Some(before) => {
-                    let id = *self.rows.get(&changed.card).ok_or(ApplyError::Stale)?;
-                    amounts.push(Amount { id, before, now: changed.now });
+                    let row = self.cards.get_mut(&card).ok_or(ApplyError::Stale)?;
+                    row.amount = now;
+                    amounts.push(Amount { id: row.id, before, now });
                 }
             }
         }
@@ -154,8 +145,10 @@ impl Cache {
             // another partition may be creating the same cards: in another order, each would wait for the other
             created.sort_unstable();
             let ids = store::create_items(tx, &created).await?;
-            self.rows.extend(created.iter().map(|(card, _)| *card).zip(ids));
+            let rows = created.iter().zip(ids).map(|((card, amount), id)| (*card, Row { id, amount: *amount }));
+            self.cards.extend(rows);
         }
+        self.share.set(size, self.cards.len());
         store::set_amounts(tx, amounts).await
     }
 }

@@ -53,15 +53,12 @@ type Content = (Movement, Timestamp, Card, i32);
 #[derive(Debug, Clone, Copy)]
 struct Balance {
     amount: i64,
-    /// The amount when the batch began; [`NEW`] when the card is new in it.
-    before: i64,
+    /// The amount when the batch began; none when the card is new in it.
+    before: Option<i64>,
     changed: bool,
 }
 
-/// In the place of an amount, which is never negative.
-const NEW: i64 = -1;
-
-/// Stock on hand, waiting sales and known ids, as far as they matter to the events at hand.
+/// Stock on hand, waiting sales and known ids, as far as they matter to the events of one batch.
 #[derive(Debug, Default)]
 pub struct Ledger {
     balances: HashMap<Card, Balance>,
@@ -72,24 +69,19 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// With room for so many events: a map that grows is hashed again.
+    pub fn with_room(events: usize) -> Ledger {
+        Ledger { balances: HashMap::with_capacity(events), known: HashMap::with_capacity(events), ..Ledger::default() }
+    }
+
     /// Takes over the amount of a card that exists.
     pub fn set_amount(&mut self, card: Card, amount: i64) {
-        self.balances.insert(card, Balance { amount, before: amount, changed: false });
+        self.balances.insert(card, Balance { amount, before: Some(amount), changed: false });
     }
 
     /// Pieces on hand; none when the card does not exist.
     pub fn amount(&self, card: Card) -> Option<i64> {
         self.balances.get(&card).map(|balance| balance.amount)
-    }
-
-    /// Cards it knows.
-    pub fn len(&self) -> usize {
-        self.balances.len()
-    }
-
-    /// Whether it knows no card.
-    pub fn is_empty(&self) -> bool {
-        self.balances.is_empty()
     }
 
     /// Every card and its amount.
@@ -164,26 +156,12 @@ impl Ledger {
         decision
     }
 
-    /// Cards that changed since the last [`Ledger::mark_written`], in the order of their first change.
+    /// Cards that changed, in the order of their first change.
     pub fn changed(&self) -> impl Iterator<Item = Changed> + '_ {
         self.changed.iter().map(|card| {
             let balance = &self.balances[card];
-            let before = (balance.before != NEW).then_some(balance.before);
-            Changed { card: *card, before, now: balance.amount }
+            Changed { card: *card, before: balance.before, now: balance.amount }
         })
-    }
-
-    /// What was decided is written: forgets ids and waiting sales, keeps the amounts.
-    pub fn mark_written(&mut self) {
-        for card in self.changed.drain(..) {
-            if let Some(balance) = self.balances.get_mut(&card) {
-                balance.before = balance.amount;
-                balance.changed = false;
-            }
-        }
-        // not only cleared: between batches, memory is for amounts
-        self.waiting = HashMap::new();
-        self.known = HashMap::new();
     }
 
     /// Waiting sales of a card that fit now, oldest first; a smaller one may pass a larger one
@@ -207,8 +185,7 @@ impl Ledger {
     }
 
     fn apply(&mut self, card: Card, before: Option<i64>, now: i64) -> Decision {
-        let balance =
-            self.balances.entry(card).or_insert(Balance { amount: now, before: before.unwrap_or(NEW), changed: false });
+        let balance = self.balances.entry(card).or_insert(Balance { amount: now, before, changed: false });
         balance.amount = now;
         if !balance.changed {
             balance.changed = true;

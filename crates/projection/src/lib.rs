@@ -7,7 +7,6 @@ mod apply;
 mod consume;
 mod record;
 mod run;
-mod topic_partition;
 
 use std::{future::Future, time::Duration};
 
@@ -21,7 +20,7 @@ pub use apply::{
 };
 pub use record::Record;
 pub use run::{Settings, TRANSACTION_TIMEOUT, run};
-pub use topic_partition::TopicPartition;
+pub use runtime::TopicPartition;
 
 /// The tables that every service needs: offsets, outbox, relays.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/projection");

@@ -11,6 +11,8 @@ pub mod postgres;
 pub mod secret;
 pub mod service;
 pub mod settings;
+pub mod topic_partition;
 
 pub use secret::Secret;
 pub use settings::{Environment, KafkaSettings, PostgresSettings, SettingsError};
+pub use topic_partition::TopicPartition;

@@ -72,7 +72,7 @@ impl Projection for StockProjection {
         };
         let wake_at = match cache.next_due {
             Some(known) => known,
-            None => *cache.next_due.insert(store::next_due(tx, (batch.topic, batch.partition)).await?),
+            None => *cache.next_due.insert(store::next_due(tx, batch.source).await?),
         };
         Ok(BatchOutput { messages, summary, wake_at })
     }
@@ -141,7 +141,7 @@ impl StockProjection {
         let first_try = now.plus_micros(self.retry_policy.pause(0).as_micros() as i64);
         let mut new_waiting: Vec<_> = decided.new_waiting.into_values().collect();
         new_waiting.sort_unstable_by_key(|sale| sale.origin.offset);
-        store::add_waiting(tx, (batch.topic, batch.partition), &new_waiting, first_try).await.map_err(known_id)?;
+        store::add_waiting(tx, batch.source, &new_waiting, first_try).await.map_err(known_id)?;
         if !new_waiting.is_empty()
             && let Some(next_due) = &mut cache.next_due
         {
@@ -162,7 +162,7 @@ impl StockProjection {
         due: Due<'_>,
         now: Timestamp,
     ) -> Result<(Vec<Message>, Summary), ApplyError> {
-        let rows = store::due(tx, (batch.topic, batch.partition), due.caught_up_at, due.limit).await?;
+        let rows = store::due(tx, batch.source, due.caught_up_at, due.limit).await?;
         let (mut cache, mut ledger) = (Cache::default(), Ledger::default());
         let sales = || rows.iter().map(|row| &row.waiting.sale);
         // few rows, and others may change the cards meanwhile
@@ -277,7 +277,7 @@ async fn read_applied(
 }
 
 fn origin(batch: &Batch<'_, StockEvent>, record: &Received<StockEvent>) -> Origin {
-    Origin { partition: batch.partition, offset: batch.offset(record), recorded_at: batch.timestamp(record) }
+    Origin { partition: batch.source.partition, offset: batch.offset(record), recorded_at: batch.timestamp(record) }
 }
 
 /// An id that is in the journal already, or waits, was not seen when it was decided.

@@ -7,7 +7,7 @@ use events::{
     Timestamp,
     stock::{Card, Movement, StockEvent},
 };
-use projection::ApplyError;
+use projection::{ApplyError, TopicPartition};
 use sqlx::{PgConnection, Row, postgres::PgRow};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -174,7 +174,7 @@ pub(crate) async fn remove_waiting(tx: &mut PgConnection, ids: &[i64]) -> Result
 /// Puts sales to wait, in this order.
 pub(crate) async fn add_waiting(
     tx: &mut PgConnection,
-    source: (&str, i32),
+    source: &TopicPartition,
     new_waiting: &[NewWaitingSale<'_>],
     next_try_at: Timestamp,
 ) -> sqlx::Result<()> {
@@ -192,8 +192,8 @@ pub(crate) async fn add_waiting(
          ORDER BY place",
     )
     .bind(OffsetDateTime::from(next_try_at))
-    .bind(source.0)
-    .bind(source.1)
+    .bind(source.topic.as_ref())
+    .bind(source.partition)
     .bind(new_waiting.iter().map(|new_waiting| new_waiting.sale.transaction_id).collect::<Vec<_>>())
     .bind(new_waiting.iter().map(|new_waiting| OffsetDateTime::from(new_waiting.sale.date)).collect::<Vec<_>>())
     .bind(stores)
@@ -212,7 +212,7 @@ pub(crate) async fn add_waiting(
 /// and one or up to [`DUE_BYTES`] of records.
 pub(crate) async fn due(
     tx: &mut PgConnection,
-    source: (&str, i32),
+    source: &TopicPartition,
     until: Timestamp,
     limit: usize,
 ) -> sqlx::Result<Vec<DueRow>> {
@@ -224,8 +224,8 @@ pub(crate) async fn due(
                    ORDER BY next_try_at, id LIMIT $4) AS sized) AS due
          WHERE before <= $5 ORDER BY next_try_at, id",
     )
-    .bind(source.0)
-    .bind(source.1)
+    .bind(source.topic.as_ref())
+    .bind(source.partition)
     .bind(OffsetDateTime::from(until))
     .bind(limit as i64)
     .bind(DUE_BYTES)
@@ -243,9 +243,10 @@ pub(crate) async fn due(
 }
 
 /// When the next waiting sale of a partition is due.
-pub(crate) async fn next_due(tx: &mut PgConnection, source: (&str, i32)) -> sqlx::Result<Option<Timestamp>> {
+pub(crate) async fn next_due(tx: &mut PgConnection, source: &TopicPartition) -> sqlx::Result<Option<Timestamp>> {
     let sql = "SELECT min(next_try_at) FROM waiting_sales WHERE topic = $1 AND partition = $2";
-    let next: Option<OffsetDateTime> = sqlx::query_scalar(sql).bind(source.0).bind(source.1).fetch_one(tx).await?;
+    let next: Option<OffsetDateTime> =
+        sqlx::query_scalar(sql).bind(source.topic.as_ref()).bind(source.partition).fetch_one(tx).await?;
     Ok(next.map(Timestamp::from))
 }
 

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 
 use rdkafka::{Statistics, statistics::Partition};
+use runtime::TopicPartition;
 
 /// The state of each partition by the last statistics.
 #[derive(Debug, Default)]
 pub(crate) struct PartitionHealth {
-    states: BTreeMap<(String, i32), PartitionState>,
+    states: BTreeMap<TopicPartition, PartitionState>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +37,9 @@ impl PartitionHealth {
         });
         self.states = partitions
             .map(|(name, partition)| {
-                let place = (name.clone(), partition.partition);
-                let state = next_state(self.states.get(&place).copied(), partition);
-                (place, state)
+                let source = TopicPartition::new(name, partition.partition);
+                let state = next_state(self.states.get(&source).copied(), partition);
+                (source, state)
             })
             .collect();
     }
@@ -47,9 +48,9 @@ impl PartitionHealth {
     pub(crate) fn stuck(&self) -> Vec<String> {
         let stuck = self.states.iter().filter(|(_, state)| state.idle_reports >= STUCK_AFTER_REPORTS);
         stuck
-            .map(|((topic, partition), state)| {
+            .map(|(source, state)| {
                 let leader = if state.has_leader { "" } else { ", which has no leader" };
-                format!("{topic} partition {partition}{leader}: {} records wait", state.pending)
+                format!("{source}{leader}: {} records wait", state.pending)
             })
             .collect()
     }

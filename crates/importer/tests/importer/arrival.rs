@@ -254,7 +254,7 @@ fn a_corrected_file_of_refused_rows_imports_only_those_rows() {
     assert_eq!(fixture.numbers(), [0, 1, 2]);
     assert_eq!(
         fixture.text("rejected/a-2.csv"),
-        format!("{HEADER},error\nx,\"y,\"there is text behind the closing quote, at byte 7 of the line\"\n")
+        format!("{HEADER},error\nx,\"y,\"there is text after the closing quote, at byte 7 of the line\"\n")
     );
 }
 

@@ -8,7 +8,7 @@ use rdkafka::{
     Message,
     consumer::{BaseConsumer, Consumer},
 };
-use runtime::{KafkaSettings, kafka};
+use runtime::{KafkaSettings, TopicPartition, kafka};
 use serde::Serialize;
 
 use crate::system::topic_reader;
@@ -85,14 +85,19 @@ impl PartitionLag {
     /// no lag, and each transaction ends with one. Of what comes after these, each offset counts.
     fn count(&self, consumer: &BaseConsumer, end: i64) -> Result<i64> {
         let (mut records, mut uncounted) = (0, 0);
-        topic_reader::range(consumer, (&self.topic, self.partition), self.next_offset..end, |message| {
-            records += 1;
-            if records < COUNTED {
-                return ControlFlow::Continue(());
-            }
-            uncounted = end - (message.offset() + 1);
-            ControlFlow::Break(())
-        })
+        topic_reader::range(
+            consumer,
+            &TopicPartition::new(&self.topic, self.partition),
+            self.next_offset..end,
+            |message| {
+                records += 1;
+                if records < COUNTED {
+                    return ControlFlow::Continue(());
+                }
+                uncounted = end - (message.offset() + 1);
+                ControlFlow::Break(())
+            },
+        )
         .context("counting the records")?;
         Ok(records + uncounted)
     }

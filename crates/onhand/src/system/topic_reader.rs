@@ -13,7 +13,7 @@ use rdkafka::{
     error::KafkaError,
     message::{BorrowedMessage, Headers, OwnedMessage},
 };
-use runtime::{KafkaSettings, kafka};
+use runtime::{KafkaSettings, TopicPartition, kafka};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -191,26 +191,27 @@ pub(crate) fn consumer(settings: &KafkaSettings, name: &str) -> Result<BaseConsu
 /// So the range ends with the first record after it, or at the partition's end.
 pub(crate) fn range(
     consumer: &BaseConsumer,
-    (topic, partition): (&str, i32),
+    source: &TopicPartition,
     offsets: Range<i64>,
     mut each: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
 ) -> Result<()> {
     if offsets.is_empty() {
         return Ok(());
     }
+    let TopicPartition { topic, partition } = source;
     // asked first: the end only grows
-    let (_, end) = consumer.fetch_watermarks(topic, partition, kafka::TIMEOUT)?;
+    let (_, end) = consumer.fetch_watermarks(topic, *partition, kafka::TIMEOUT)?;
     if end < offsets.end {
-        bail!("{topic} partition {partition} ends at {end}, before offset {}", offsets.end);
+        bail!("{source} ends at {end}, before offset {}", offsets.end);
     }
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, partition, Offset::Offset(offsets.start))?;
+    list.add_partition_offset(topic, *partition, Offset::Offset(offsets.start))?;
     consumer.assign(&list)?;
     loop {
         let message = match consumer.poll(READ_TIMEOUT) {
-            Some(Err(KafkaError::PartitionEOF(ended))) if ended == partition => break,
-            Some(message) => message.with_context(|| format!("reading {topic} partition {partition}"))?,
-            None => bail!("reading {topic} partition {partition}: the broker has sent nothing for {READ_TIMEOUT:?}"),
+            Some(Err(KafkaError::PartitionEOF(ended))) if ended == *partition => break,
+            Some(message) => message.with_context(|| format!("reading {source}"))?,
+            None => bail!("reading {source}: the broker has sent nothing for {READ_TIMEOUT:?}"),
         };
         let next = message.offset() + 1;
         if next > offsets.end || each(&message).is_break() || next == offsets.end {

@@ -55,10 +55,8 @@ pub struct Received<E> {
 /// wake it.
 #[derive(Debug)]
 pub struct Batch<'a, E> {
-    /// The topic they are from.
-    pub topic: &'a str,
-    /// Its partition.
-    pub partition: i32,
+    /// The partition they are from.
+    pub source: &'a TopicPartition,
     /// Those that could be decoded, in the order of their offsets.
     pub events: &'a [Received<E>],
     /// Timed work that may be done now.
@@ -125,10 +123,10 @@ impl<E> Batch<'_, E> {
 
     /// The dead letter that refuses a record of this partition which came earlier and was kept.
     pub fn refuse_earlier(&self, offset: i64, key: Option<&[u8]>, payload: &[u8], refusal: &Refusal) -> Message {
-        let Batch { service, topic, partition, .. } = *self;
+        let TopicPartition { topic, partition } = self.source;
         dead_letter::of_record(
             self.errors_topic,
-            RecordLocation { service, topic, partition, offset },
+            RecordLocation { service: self.service, topic, partition: *partition, offset },
             key,
             payload,
             refusal,
@@ -233,8 +231,7 @@ impl<E> Buffer<E> {
         range: &BatchRange,
     ) -> Batch<'a, E> {
         Batch {
-            topic: &source.topic,
-            partition: source.partition,
+            source,
             events: &self.events[range.events.clone()],
             due: None,
             attempt: 0,

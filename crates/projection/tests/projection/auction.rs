@@ -102,7 +102,7 @@ impl Projection for Auction {
         let mut output = BatchOutput::new(());
         if let Some(due) = batch.due {
             lots.clear();
-            output.messages = self.close(tx, batch.partition, due.caught_up_at, due.limit).await?;
+            output.messages = self.close(tx, batch.source.partition, due.caught_up_at, due.limit).await?;
         }
         for record in batch.events {
             if !lots.contains_key(&record.event.lot)
@@ -112,7 +112,7 @@ impl Projection for Auction {
             }
             match decide(lots.get(&record.event.lot), &batch, record) {
                 Ok(lot) => {
-                    write(tx, batch.partition, record.event.lot, &lot).await?;
+                    write(tx, batch.source.partition, record.event.lot, &lot).await?;
                     lots.insert(record.event.lot, lot);
                 }
                 Err(error) => {
@@ -122,7 +122,7 @@ impl Projection for Auction {
             }
         }
         let next = "SELECT min(closes_at) FROM lots WHERE partition = $1 AND NOT closed";
-        let next: Option<OffsetDateTime> = sqlx::query_scalar(next).bind(batch.partition).fetch_one(tx).await?;
+        let next: Option<OffsetDateTime> = sqlx::query_scalar(next).bind(batch.source.partition).fetch_one(tx).await?;
         output.wake_at = next.map(Timestamp::from);
         Ok(output)
     }

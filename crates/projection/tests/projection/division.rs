@@ -130,7 +130,7 @@ impl Projection for Division {
             None => self.divide(tx, &batch, now).await?,
         };
         let wake_at: Option<i64> = sqlx::query_scalar("SELECT min(at) FROM alarms WHERE partition = $1")
-            .bind(batch.partition)
+            .bind(batch.source.partition)
             .fetch_one(tx)
             .await?;
         Ok(BatchOutput { messages, summary, wake_at: wake_at.map(Timestamp) })
@@ -156,7 +156,8 @@ impl Division {
                  SELECT ctid FROM alarms WHERE partition = $1 AND at <= $2 ORDER BY at LIMIT $3) RETURNING at)
              INSERT INTO rung SELECT at, $4, (SELECT count(*) FROM quotients WHERE partition = $1) FROM due WHERE {ring}"
         );
-        let query = sqlx::query(&sql).bind(batch.partition).bind(due.caught_up_at.0).bind(due.limit as i64).bind(now.0);
+        let query =
+            sqlx::query(&sql).bind(batch.source.partition).bind(due.caught_up_at.0).bind(due.limit as i64).bind(now.0);
         let rung = query.execute(tx).await?.rows_affected() as usize;
         let payload = match due.refuse {
             Some(why) => serde_json::json!({ "error": why }),
@@ -166,7 +167,7 @@ impl Division {
             topic: self.0.errors_topic.clone(),
             key: None,
             payload: payload.to_string().into_bytes(),
-            ce_id: format!("{}-{}", batch.partition, due.caught_up_at.0),
+            ce_id: format!("{}-{}", batch.source.partition, due.caught_up_at.0),
             headers: Vec::new(),
         };
         Ok((vec![message], rung))
@@ -183,7 +184,7 @@ impl Division {
         let (mut offsets, mut numbers, mut long, mut messages) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for record in batch.events {
             let offset = batch.offset(record);
-            let fails_again = |times| self.0.fails_again((batch.partition, offset), times);
+            let fails_again = |times| self.0.fails_again((batch.source.partition, offset), times);
             match &record.event {
                 Word::Number(_) => {}
                 Word::Held if self.0.hold.load(Ordering::Relaxed) => {
@@ -202,7 +203,7 @@ impl Division {
                     continue;
                 }
                 Word::Alarm(millis) => {
-                    let alarm = sqlx::query("INSERT INTO alarms VALUES ($1, $2)").bind(batch.partition);
+                    let alarm = sqlx::query("INSERT INTO alarms VALUES ($1, $2)").bind(batch.source.partition);
                     alarm.bind(now.0 + millis * 1_000).execute(&mut *tx).await?;
                 }
                 Word::Slow(millis) => {
@@ -220,7 +221,7 @@ impl Division {
              FROM unnest($2::bigint[], $3::bigint[], $4::text[])
                   WITH ORDINALITY AS c (record_offset, number, word, place) ORDER BY place",
         )
-        .bind(batch.partition)
+        .bind(batch.source.partition)
         .bind(offsets)
         .bind(numbers)
         .bind(long)

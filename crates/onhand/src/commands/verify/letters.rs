@@ -10,6 +10,7 @@ use rdkafka::{
     consumer::BaseConsumer,
     message::{BorrowedMessage, Headers},
 };
+use runtime::TopicPartition;
 use uuid::Uuid;
 
 use super::{
@@ -56,7 +57,7 @@ impl<'a> Letters<'a> {
     ) -> Result<()> {
         for (partition, low, high) in topic::partitions(consumer, errors_topic)? {
             let mut ended = Ok(());
-            topic_reader::range(consumer, (errors_topic, partition), low..high, |message| {
+            topic_reader::range(consumer, &TopicPartition::new(errors_topic, partition), low..high, |message| {
                 let get = |name: &str| header_of(message, name);
                 ended = self.add(get, message.payload().unwrap_or_default(), differences);
                 if ended.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

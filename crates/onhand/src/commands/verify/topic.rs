@@ -11,7 +11,7 @@ use rdkafka::{
     Message,
     consumer::{BaseConsumer, Consumer},
 };
-use runtime::kafka;
+use runtime::{TopicPartition, kafka};
 
 use super::{
     entry::{CLAIM, Claim, Class, Content, OCCURRENCE, Occurrence, Place, Source, read_claim},
@@ -100,7 +100,7 @@ pub(super) fn read(
             );
         }
         let (mut ended, mut seen) = (Ok(()), 0_u64);
-        topic_reader::range(consumer, (topic, partition), low..high, |message| {
+        topic_reader::range(consumer, &TopicPartition::new(topic, partition), low..high, |message| {
             if message.offset() < next {
                 let millis = message.timestamp().to_millis();
                 let place = (partition, message.offset());

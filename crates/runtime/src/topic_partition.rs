@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 /// A partition of a topic; cheap to clone. Displayed as `events partition 3`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicPartition {
     /// The topic's name.
     pub topic: Arc<str>,

@@ -93,7 +93,7 @@ fn a_second_signal_ends_the_importer_at_once() {
         // SAFETY: signals to our own child
         let send = |id: u32| unsafe { libc::kill(id as i32, signal) };
         send(importer.id());
-        fixture.wait("the first signal", || said(&fixture, "a second signal ends it at once").then_some(()));
+        fixture.wait("the first signal", || said(&fixture, "a second signal exits at once").then_some(()));
         let begun = Instant::now();
         send(importer.id());
         let ended = importer.wait().expect("its end");

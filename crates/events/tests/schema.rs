@@ -226,14 +226,13 @@ fn the_schema_names_and_explains_every_column() {
 
 #[test]
 fn a_value_that_is_not_required_may_be_absent_or_empty_and_is_then_not_in_the_record() {
-    static CSV: CsvForm = CsvForm {
-        columns: &[
-            Column { name: "id", kind: Kind::Integer { min: 0, max: 9 }, required: true, description: "" },
-            Column { name: "change", kind: Kind::Integer { min: -9, max: 9 }, required: false, description: "" },
-            Column { name: "at", kind: Kind::DateTime, required: false, description: "" },
-        ],
-        key: &[0],
-    };
+    static COLUMNS: [Column; 3] = [
+        Column { name: "id", kind: Kind::Integer { min: 0, max: 9 }, required: true, description: "" },
+        Column { name: "change", kind: Kind::Integer { min: -9, max: 9 }, required: false, description: "" },
+        Column { name: "at", kind: Kind::DateTime, required: false, description: "" },
+    ];
+    static CSV: CsvForm = CsvForm { columns: &COLUMNS, key: &[0] };
+    static KEYED: CsvForm = CsvForm { columns: &COLUMNS, key: &[0, 1] };
     static TYPE: EventType = EventType { name: "t", topic: ("T", "t"), payload: || CSV.schema(), csv: Some(&CSV) };
     let read = |positions: &[Option<usize>], line: &str| {
         let (positions, width) = (positions.to_vec(), positions.iter().flatten().count());
@@ -242,6 +241,14 @@ fn a_value_that_is_not_required_may_be_absent_or_empty_and_is_then_not_in_the_re
         let read = RowReader::new(header).read(line.as_bytes(), &mut row);
         read.map(|()| String::from_utf8(row.payload).expect("UTF-8")).map_err(|error| error.error)
     };
+    let key = |line: &str| {
+        let positions = vec![Some(0), Some(1), None];
+        let mut row = Row::default();
+        let header = Header { event_type: &TYPE, csv: &KEYED, positions, width: 2, ends_in_error: false };
+        RowReader::new(header).read(line.as_bytes(), &mut row).expect("accepted");
+        String::from_utf8(row.key).expect("UTF-8")
+    };
+    assert_eq!([key("007,-003"), key("7,-3"), key("0,3")], ["7--3", "7--3", "0-3"]);
     let all = [Some(0), Some(1), Some(2)];
     let full = r#"{"id":"7","change":"-3","at":"2019-04-14T03:47:13Z"}"#;
     assert_eq!(read(&all, "7,-3,2019-04-14T03:47:13Z").as_deref(), Ok(full));

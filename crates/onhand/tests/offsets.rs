@@ -101,7 +101,13 @@ fn offsets_shows_how_far_a_service_is_behind_and_whether_the_topic_is_still_the_
     let stock = system.start("stock");
     system.until_read();
     assert_eq!(amounts(&system), [(7,)], "three before, four after");
+    // what was applied from the topic before is on the new one, at other offsets
+    import(&system, 0, 3);
+    system.until_read();
+    assert_eq!(amounts(&system), [(7,)], "each once");
     stock.stop();
+    let (code, printed, said) = system.run(&["verify"]);
+    assert_eq!(code, Some(0), "{printed}{said}");
 }
 
 #[test]

@@ -76,8 +76,8 @@ enum Committed {
         /// When the service has timed work in this partition.
         wake_at: Option<Timestamp>,
     },
-    /// At the fence.
-    Nothing { expected: i64, found: Option<i64> },
+    /// Another process applies this partition.
+    Fenced { expected: i64, found: Option<i64> },
 }
 
 /// Applies the batches of one partition, one after the other.
@@ -141,7 +141,7 @@ impl<P: Projection> Applier<P> {
                     self.limit = (self.limit + self.limit / 8 + 1).min(self.context.batch_size);
                     continue;
                 }
-                Ok(Ok(Committed::Nothing { expected, found })) => return Ok(Applied::Fenced { expected, found }),
+                Ok(Ok(Committed::Fenced { expected, found })) => return Ok(Applied::Fenced { expected, found }),
                 _ => self.cache = P::Cache::default(),
             }
             match ended.unwrap_or(Err(ApplyError::TooLarge)) {
@@ -216,7 +216,7 @@ impl<P: Projection> Applier<P> {
         let mut tx = context.pool.begin().await?;
         let fence = offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await?;
         if let Fence::Blocked { expected, found } = fence {
-            return Ok(Committed::Nothing { expected, found });
+            return Ok(Committed::Fenced { expected, found });
         }
         let mut batch = buffer.batch(P::SERVICE, &context.errors_topic, &self.source, range);
         batch.attempt = attempts.stale;
@@ -230,7 +230,7 @@ impl<P: Projection> Applier<P> {
         let undecodable = messages.len() as u64;
         let output = context.projection.apply(&mut tx, &mut self.cache, batch, now()).await?;
         messages.extend(output.messages);
-        sort(&mut messages);
+        sort(&mut messages, &context.errors_topic);
         outbox::put(&mut tx, P::SERVICE, &messages).await?;
         tx.commit().await?;
         self.next_offset = range.end;
@@ -272,7 +272,7 @@ impl<P: Projection> Applier<P> {
         let batch = buffer.batch(P::SERVICE, &self.context.errors_topic, &self.source, range);
         let mut messages = buffer.undecoded(&batch, self.next_offset, range);
         messages.extend(batch.events.iter().map(|record| batch.refuse(record, &refusal)));
-        sort(&mut messages);
+        sort(&mut messages, &self.context.errors_topic);
         outbox::put(&mut tx, P::SERVICE, &messages).await?;
         tx.commit().await?;
         for record in batch.events {
@@ -304,9 +304,10 @@ async fn end_abandoned(pool: &PgPool, service: &str) {
 }
 
 /// Refusals in the order of their records, whatever refused them; other messages come last, in their order.
-fn sort(messages: &mut [Message]) {
+fn sort(messages: &mut [Message], errors_topic: &str) {
     messages.sort_by_cached_key(|message| {
-        let offset = message.headers.iter().find(|(name, _)| *name == header::OFFSET);
+        let is_letter = message.topic == errors_topic;
+        let offset = message.headers.iter().find(|(name, _)| is_letter && *name == header::OFFSET);
         offset.and_then(|(_, offset)| offset.parse().ok()).unwrap_or(i64::MAX)
     });
 }

@@ -64,8 +64,8 @@ pub trait Projection: Send + Sync + 'static {
 /// What a batch leaves, besides its rows.
 #[derive(Debug)]
 pub struct BatchOutput<S> {
-    /// Messages to publish once the batch is durable, in this order for each topic: dead letters
-    /// ([`Batch::refuse`]), and others for [`Settings::output_topics`].
+    /// Messages to publish once the batch is durable: dead letters ([`Batch::refuse`]), which are published
+    /// in the order of their records, and others for [`Settings::output_topics`], in this order.
     pub messages: Vec<Message>,
     /// For [`Projection::committed`].
     pub summary: S,

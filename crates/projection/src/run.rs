@@ -55,8 +55,9 @@ pub async fn run<P: Projection>(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-    let outputs: Vec<&str> =
-        settings.output_topics.iter().chain([&settings.kafka.errors_topic]).map(String::as_str).collect();
+    let mut output_topics = settings.output_topics;
+    output_topics.push(settings.kafka.errors_topic.clone());
+    let outputs: Vec<&str> = output_topics.iter().map(String::as_str).collect();
     kafka::ensure_topics(&settings.kafka, &outputs, &health, &shutdown).await?;
     let partitions = kafka::ensure_topics(&settings.kafka, &topics, &health, &shutdown).await?;
 
@@ -113,7 +114,7 @@ pub async fn run<P: Projection>(
         ended
     });
     let producer = kafka::producer(&settings.kafka, P::SERVICE);
-    let relay = Relay { service: P::SERVICE, pool, kafka: settings.kafka, producer, health };
+    let relay = Relay { service: P::SERVICE, pool, kafka: settings.kafka, topics: output_topics, producer, health };
     tasks.spawn("publishing messages", relay.run(outbox, shutdown));
     tasks.join().await
 }

@@ -2,6 +2,7 @@
 //! of a topic.
 
 use std::{
+    collections::BTreeSet,
     ffi::{CStr, CString},
     time::Duration,
 };
@@ -51,7 +52,11 @@ pub fn producer(settings: &KafkaSettings, name: &str) -> ClientConfig {
         // consumers keep whole batches in memory, decompressed, for each partition
         .set("batch.size", "262144")
         .set("queue.buffering.max.messages", "50000")
-        .set("queue.buffering.max.kbytes", "16384");
+        .set("queue.buffering.max.kbytes", "16384")
+        // a topic that was deleted is noticed, and created again as at the start, not by the broker's
+        // defaults
+        .set("allow.auto.create.topics", "false")
+        .set("topic.metadata.propagation.max.ms", "5000");
     config
 }
 
@@ -100,6 +105,8 @@ pub async fn ensure_topics(
 ) -> Result<usize> {
     let admin: AdminClient<DefaultClientContext> =
         client(settings, "onhand-admin").create().context("Kafka settings")?;
+    // Kafka refuses a request that names a topic twice
+    let topics: BTreeSet<&str> = topics.iter().copied().collect();
     let new: Vec<_> = topics
         .iter()
         .map(|topic| {
@@ -117,7 +124,7 @@ pub async fn ensure_topics(
                     let missing: Vec<_> =
                         new.iter().filter(|topic| !known.iter().any(|(name, _)| name == topic.name)).collect();
                     if missing.is_empty() {
-                        let ours = known.iter().filter(|(name, _)| topics.contains(&name.as_str()));
+                        let ours = known.iter().filter(|(name, _)| topics.contains(name.as_str()));
                         return Ok(ours.map(|(_, partitions)| partitions).sum());
                     }
                     for created in admin.create_topics(missing, &options).await.unwrap_or_default() {

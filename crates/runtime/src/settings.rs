@@ -182,10 +182,13 @@ impl KafkaSettings {
         topic.map_or(event_type.topic.1, |(_, topic)| topic.as_str())
     }
 
-    /// Every topic: those of the event types, and the errors topic.
+    /// Every topic once: those of the event types, of which several may share one, and the errors topic.
     pub fn all_topics(&self) -> Vec<&str> {
         let topics = self.topics.iter().map(|(_, topic)| topic.as_str());
-        topics.chain([self.errors_topic.as_str()]).collect()
+        let mut all: Vec<_> = topics.chain([self.errors_topic.as_str()]).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 }
 

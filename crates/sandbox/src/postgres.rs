@@ -69,6 +69,8 @@ pub struct Postgres {
     account: Account,
     data: PathBuf,
     log: PathBuf,
+    /// Beside [`SETTINGS`].
+    settings: Vec<String>,
     process: Option<Process>,
 }
 
@@ -76,10 +78,15 @@ impl Postgres {
     /// Starts a server with its data in `root/postgres`, which is created at the first start and
     /// reused later. Returns when it takes connections.
     pub fn start(root: &Path) -> Result<Self> {
-        Self::launch(root, &|line| tracing::info!("{line}"))
+        Self::start_with(root, &[])
     }
 
-    pub(crate) fn launch(root: &Path, report: &dyn Fn(&str)) -> Result<Self> {
+    /// The same with further settings, such as `shared_buffers=1GB`.
+    pub fn start_with(root: &Path, settings: &[&str]) -> Result<Self> {
+        Self::launch(root, settings, &|line| tracing::info!("{line}"))
+    }
+
+    pub(crate) fn launch(root: &Path, settings: &[&str], report: &dyn Fn(&str)) -> Result<Self> {
         fs::create_dir_all(root).with_context(|| format!("cannot create {}", root.display()))?;
         let root = fs::canonicalize(root)?;
         let account = Account::for_postgres()?;
@@ -103,7 +110,8 @@ impl Postgres {
         let log = dir.join("postgres.log");
         File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let bin = binaries.psql_dir();
-        let mut server = Self { port, bin, password, binaries, account, data, log, process: None };
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let mut server = Self { port, bin, password, binaries, account, data, log, settings, process: None };
         server.run()?;
         Ok(server)
     }
@@ -165,7 +173,8 @@ impl Postgres {
         let log = OpenOptions::new().append(true).open(&self.log)?;
         let mut postgres = command(&self.binaries, "postgres", &self.account);
         postgres.arg("-D").arg(&self.data).args(["-p", &self.port.to_string()]);
-        postgres.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
+        let further = self.settings.iter().map(String::as_str);
+        postgres.args(SETTINGS.into_iter().chain(further).flat_map(|setting| ["-c", setting]));
         postgres.stdout(log.try_clone()?).stderr(log);
         // SIGINT is its fast shutdown; SIGTERM would wait for clients to disconnect.
         let child = spawner::spawn(postgres, libc::SIGINT).context("cannot run postgres")?;

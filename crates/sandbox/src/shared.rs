@@ -19,7 +19,7 @@ use crate::{Kafka, PgAddress, Postgres, kafka, postgres, sql};
 const PREFIX: &str = "onhand-test-";
 
 /// The servers that the tests of this process use.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Shared {
     /// The broker's `host:port`.
     pub broker: String,

@@ -102,7 +102,7 @@ pub(crate) fn start_servers(root: &Path, progress: &mut dyn FnMut(&str)) -> Resu
             configured(KAFKA).is_none().then(|| scope.spawn(move || Kafka::launch(root, &|line| send(&to, line))));
         let postgres = configured(POSTGRES)
             .is_none()
-            .then(|| scope.spawn(move || Postgres::launch(root, &|line| send(&lines, line))));
+            .then(|| scope.spawn(move || Postgres::launch(root, &[], &|line| send(&lines, line))));
         for line in received {
             progress(&line);
         }

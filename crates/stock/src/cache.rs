@@ -33,8 +33,6 @@ pub(crate) struct CacheSize {
 #[derive(Debug, Default)]
 pub struct Cache {
     cards: HashMap<Card, Row>,
-    /// The last batch repeated many ids that were not expected: look up all ids of the next one.
-    pub(crate) expects_repeats: bool,
     /// When the partition's next waiting sale is due, if any waits; `None` when not known.
     pub(crate) next_due: Option<Option<Timestamp>>,
     share: Share,

@@ -21,7 +21,7 @@ pub use cache::Cache;
 pub use copy::{JournalRow, Origin, copy_journal};
 pub use projection::StockProjection;
 pub use rules::RetryPolicy;
-pub use store::journal_row;
+pub use store::forget_origins;
 pub use summary::Summary;
 
 /// The tables of stock, beside those of [`::projection::MIGRATIONS`].

@@ -1,6 +1,12 @@
 //! Rules and SQL, joined: reads what a batch needs, decides, writes what was decided.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use events::{Message, Refusal, RefusalClass, Timestamp, stock::StockEvent};
 use hashbrown::{HashMap, HashSet};
@@ -19,21 +25,29 @@ use crate::{
 
 /// From this attempt on, the cards are locked: others have changed them each time meanwhile.
 const LOCK_FROM_ATTEMPT: u32 = 3;
-/// When a batch repeats more than this part of its ids unexpectedly, the next one is likely to do so too.
-const MANY_REPEATS: usize = 64;
+/// Batches whose ids are all looked up after one that repeated an id unexpectedly: others are likely to do
+/// so too, and a batch that breaks costs more than looking its ids up.
+const LOOKUP_BATCHES: u32 = 20;
 
 /// Events to stock on hand.
 #[derive(Debug)]
 pub struct StockProjection {
     retry_policy: RetryPolicy,
     recent_ids: RecentIds,
+    /// Batches of all workers whose ids are still to be looked up, see [`LOOKUP_BATCHES`].
+    lookups: AtomicU32,
     cache_size: Arc<CacheSize>,
 }
 
 impl StockProjection {
     /// `retry_policy` is for early sales.
     pub fn new(retry_policy: RetryPolicy) -> StockProjection {
-        StockProjection { retry_policy, recent_ids: RecentIds::default(), cache_size: Arc::default() }
+        StockProjection {
+            retry_policy,
+            recent_ids: RecentIds::default(),
+            lookups: AtomicU32::new(0),
+            cache_size: Arc::default(),
+        }
     }
 }
 
@@ -108,12 +122,16 @@ impl StockProjection {
         cache.read_amounts(tx, &mut ledger, events(), batch.attempt >= LOCK_FROM_ATTEMPT).await?;
         let waiting = store::waiting(tx, events()).await?;
         let ids = || events().map(|event| event.transaction_id);
-        let all_looked_up = batch.attempt > 0 || cache.expects_repeats;
+        let all_looked_up = batch.attempt > 0 || self.lookups.load(Relaxed) > 0;
         let applied = if all_looked_up {
             let applied =
                 read_applied(tx, &mut ledger, ids().chain(waiting.iter().map(|row| row.sale.transaction_id))).await?;
-            let unexpected = ids().filter(|id| applied.contains(id) && !self.recent_ids.contains(*id)).count();
-            cache.expects_repeats = unexpected > batch.events.len() / MANY_REPEATS;
+            if ids().any(|id| applied.contains(&id) && !self.recent_ids.contains(id)) {
+                self.lookups.store(LOOKUP_BATCHES, Relaxed);
+            } else {
+                // others may do so at the same time; the number need not be exact
+                self.lookups.store(self.lookups.load(Relaxed).saturating_sub(1), Relaxed);
+            }
             applied
         } else {
             read_applied(tx, &mut ledger, ids().filter(|id| self.recent_ids.contains(*id))).await?

@@ -217,12 +217,15 @@ pub(crate) async fn due(
     limit: usize,
 ) -> sqlx::Result<Vec<DueRow>> {
     let rows = sqlx::query(
-        "SELECT * FROM (
-             SELECT *, sum(size) OVER (ORDER BY next_try_at, id) - size AS before
-             FROM (SELECT *, octet_length(payload) + coalesce(octet_length(key), 0) AS size
-                   FROM waiting_sales WHERE topic = $1 AND partition = $2 AND next_try_at <= $3
-                   ORDER BY next_try_at, id LIMIT $4) AS sized) AS due
-         WHERE before <= $5 ORDER BY next_try_at, id",
+        // by name: a later migration may add columns while this process runs
+        "SELECT w.id, w.transaction_id, w.timestamp, w.store_number, w.item_number, w.amount,
+                w.partition, w.record_offset, w.recorded_at, w.tries, w.key, w.payload
+         FROM (SELECT id, sum(size) OVER (ORDER BY next_try_at, id) - size AS before
+               FROM (SELECT id, next_try_at, octet_length(payload) + coalesce(octet_length(key), 0) AS size
+                     FROM waiting_sales WHERE topic = $1 AND partition = $2 AND next_try_at <= $3
+                     ORDER BY next_try_at, id LIMIT $4) AS sized) AS due
+         JOIN waiting_sales w USING (id)
+         WHERE before <= $5 ORDER BY w.next_try_at, w.id",
     )
     .bind(source.topic.as_ref())
     .bind(source.partition)
@@ -266,6 +269,14 @@ pub(crate) async fn postpone(tx: &mut PgConnection, postponed: &[(i64, Timestamp
     Ok(())
 }
 
+/// Forgets which records the journal's rows came from, for a topic that was created again: its offsets
+/// are other records'. When they were recorded stays. Returns how many rows there were; each is written
+/// again, so of many this takes minutes.
+pub async fn forget_origins(connection: &mut PgConnection) -> sqlx::Result<u64> {
+    let sql = "UPDATE transactions SET partition = NULL, record_offset = NULL WHERE partition IS NOT NULL";
+    Ok(sqlx::query(sql).execute(connection).await?.rows_affected())
+}
+
 /// Whether the error is a transaction id that is in the journal, or waits, already.
 pub(crate) fn is_known_id(error: &sqlx::Error) -> bool {
     let constraint = error.as_database_error().and_then(|error| error.constraint());
@@ -273,7 +284,7 @@ pub(crate) fn is_known_id(error: &sqlx::Error) -> bool {
 }
 
 /// A row of `transactions`.
-pub fn journal_row(row: &PgRow) -> sqlx::Result<StockEvent> {
+fn journal_row(row: &PgRow) -> sqlx::Result<StockEvent> {
     let movement = Movement::from_word(row.get("event"))
         .ok_or_else(|| sqlx::Error::Decode("unknown event in the journal".into()))?;
     stock_event(row, movement)

@@ -87,10 +87,16 @@ impl Summary {
         }
         if self.total() <= LINE_BY_LINE as u64 {
             for (transaction_id, line) in &self.lines {
-                tracing::info!(%transaction_id, "{line}");
+                tracing::info!(service = "stock", %transaction_id, "{line}");
             }
         } else {
-            tracing::info!(events = self.total(), elapsed_ms = took.as_millis() as u64, "{}", self.summary(took));
+            tracing::info!(
+                service = "stock",
+                events = self.total(),
+                elapsed_ms = took.as_millis() as u64,
+                "{}",
+                self.summary(took)
+            );
         }
     }
 

@@ -82,7 +82,7 @@ fn main() -> Result<()> {
         Some(Command::Child(Child::Importer)) => return tokio.block_on(importer_rounds::service()),
         Some(Command::Child(Child::Stock)) => return tokio.block_on(stock_rounds::service()),
         Some(Command::Child(Child::Producer { file })) => return importer_rounds::produce(&file),
-        Some(Command::Growth { rows }) => growth::measure(&World::new()?, &tokio, rows)?,
+        Some(Command::Growth { rows }) => growth::measure(World::new()?, &tokio, rows)?,
         Some(Command::Peers { rows, rounds }) => peers::compare(&tokio, rows, rounds)?,
         None => suite::measure(&tokio, arguments.rows, arguments.rounds, &arguments.only)?,
     };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use events::generate::Shape;
 use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, kafka};
-use sandbox::{Shared, shared};
+use sandbox::{Postgres, Shared, shared};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,7 @@ use crate::rows;
 pub(crate) const PARTITIONS: i32 = 6;
 
 pub(crate) struct World {
-    servers: &'static Shared,
+    servers: Shared,
     files: TempDir,
 }
 
@@ -32,7 +32,12 @@ pub(crate) struct Round {
 impl World {
     pub(crate) fn new() -> Result<World> {
         eprintln!("starting a private Kafka and Postgres ...");
-        Ok(World { servers: shared(), files: tempfile::tempdir()? })
+        Ok(World { servers: shared().clone(), files: tempfile::tempdir()? })
+    }
+
+    /// The same with databases on another Postgres.
+    pub(crate) fn on(self, postgres: &Postgres) -> World {
+        World { servers: Shared { postgres: postgres.address(), ..self.servers }, files: self.files }
     }
 
     /// A file of generated rows, created at the first call.

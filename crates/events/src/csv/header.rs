@@ -1,6 +1,6 @@
 //! The header line of a CSV file: which event type it is, and the position of each column.
 
-use crate::{CsvForm, EVENT_TYPES, EventType, csv::row::split_fields};
+use crate::{Column, CsvForm, EVENT_TYPES, EventType, csv::row::split_fields};
 
 /// A recognised header line.
 #[derive(Debug, Clone)]
@@ -47,30 +47,29 @@ impl Header {
                 .collect(),
             Err(_) => Vec::new(),
         };
-        for event_type in EVENT_TYPES {
-            let Some(csv) = event_type.csv else { continue };
-            if let Some(positions) = positions(csv, &names)? {
-                let ends_in_error = names.last().is_some_and(|name| name == "error");
-                return Ok(Header { event_type, csv, positions, width: names.len(), ends_in_error });
-            }
+        // of several types whose required columns are there, the one that explains most of the columns
+        let matches = EVENT_TYPES.iter().filter_map(|event_type| {
+            let csv = event_type.csv?;
+            Some((event_type, csv, positions(csv, &names)?))
+        });
+        let found = matches.max_by_key(|(.., positions)| positions.iter().flatten().count());
+        let Some((event_type, csv, positions)) = found else { return Err(HeaderError::unknown(line)) };
+        let is_twice = |column: &&Column| names.iter().filter(|name| *name == column.name).count() > 1;
+        if let Some(column) = csv.columns.iter().find(is_twice) {
+            return Err(HeaderError::Twice(column.name));
         }
-        Err(HeaderError::unknown(line))
+        let ends_in_error = names.last().is_some_and(|name| name == "error");
+        Ok(Header { event_type, csv, positions, width: names.len(), ends_in_error })
     }
 }
 
 /// The position of each column, when the required ones are there.
-fn positions(csv: &CsvForm, names: &[String]) -> Result<Option<Vec<Option<usize>>>, HeaderError> {
-    let mut positions = Vec::with_capacity(csv.columns.len());
-    for column in csv.columns {
-        let mut places = names.iter().enumerate().filter(|(_, name)| *name == column.name);
-        positions.push(places.next().map(|(position, _)| position));
-        if places.next().is_some() {
-            return Err(HeaderError::Twice(column.name));
-        }
-    }
+fn positions(csv: &CsvForm, names: &[String]) -> Option<Vec<Option<usize>>> {
+    let position = |column: &Column| names.iter().position(|name| name == column.name);
+    let positions: Vec<_> = csv.columns.iter().map(position).collect();
     let is_complete =
         csv.columns.iter().zip(&positions).all(|(column, position)| position.is_some() || !column.required);
-    Ok(is_complete.then_some(positions))
+    is_complete.then_some(positions)
 }
 
 impl HeaderError {

@@ -2,7 +2,7 @@
 //! pass and without an allocation for an accepted row. A record is a line, so an unclosed quote
 //! affects its own line only.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use crate::{Header, Kind, csv::kind::integer};
 
@@ -107,7 +107,7 @@ impl RowReader {
             if !key.is_empty() {
                 key.push(b'-');
             }
-            key.extend_from_slice(canonical(&csv.columns[*position].kind, value));
+            key.extend_from_slice(&canonical(&csv.columns[*position].kind, value));
         }
         Ok(())
     }
@@ -154,13 +154,15 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 /// A value as the key has it: two spellings of a number must have the same key.
-fn canonical<'a>(kind: &Kind, value: &'a [u8]) -> &'a [u8] {
+fn canonical<'a>(kind: &Kind, value: &'a [u8]) -> Cow<'a, [u8]> {
+    let (sign, digits) = value.split_at(usize::from(value[0] == b'-'));
     match kind {
-        Kind::Integer { .. } if value[0] == b'0' && integer(value).is_some() => {
-            let zeros = value.iter().take_while(|byte| **byte == b'0').count();
-            &value[zeros.min(value.len() - 1)..]
+        Kind::Integer { .. } if digits.first() == Some(&b'0') && integer(value).is_some() => {
+            let zeros = digits.iter().take_while(|byte| **byte == b'0').count();
+            let digits = &digits[zeros.min(digits.len() - 1)..];
+            if sign.is_empty() { Cow::Borrowed(digits) } else { Cow::Owned([sign, digits].concat()) }
         }
-        _ => value,
+        _ => Cow::Borrowed(value),
     }
 }
 

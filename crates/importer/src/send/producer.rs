@@ -31,9 +31,6 @@ use crate::send::{
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// How long to wait after a failure for records that may still be acknowledged.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long records wait for a topic that the broker does not know. They are not sent before the topics exist, so
-/// this is for topics that are deleted meanwhile.
-const MISSING_TOPIC_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the client reports the state of each partition.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -323,9 +320,6 @@ fn create_producer(
     config.set("batch.size", batch.min(limits.smallest()).to_string());
     // a single row is sent at once; many rows are batched while the requests before them are in flight
     config.set("linger.ms", "0");
-    // a topic that was deleted is noticed, and created again as at the start, not by the broker's defaults
-    config.set("allow.auto.create.topics", "false");
-    config.set("topic.metadata.propagation.max.ms", MISSING_TOPIC_TIMEOUT.as_millis().to_string());
     config.set("statistics.interval.ms", STATISTICS_INTERVAL.as_millis().to_string());
     let context = DeliveryContext {
         slots,

@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use projection::Projection;
 use runtime::{KafkaSettings, PostgresSettings, postgres};
-use sqlx::{ConnectOptions, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 use crate::{
     exit,
@@ -135,7 +136,14 @@ async fn forget(settings: &PostgresSettings, service: &str, topic: &str, yes: bo
             return Ok(exit::NO);
         }
     }
-    match projection::forget(&mut connection, service, topic).await? {
+    let mut tx = connection.begin().await?;
+    let forgotten = projection::forget(&mut tx, service, topic).await?;
+    if service == stock::StockProjection::SERVICE {
+        // the journal says which records it came from
+        stock::forget_origins(&mut tx).await?;
+    }
+    tx.commit().await?;
+    match forgotten {
         0 => bail!("{service} has no offsets in topic {topic}; `onhand offsets` lists what there is"),
         partitions => println!("forgot {partitions} partitions of {topic}; {service} will start at its first record"),
     }

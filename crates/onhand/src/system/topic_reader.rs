@@ -139,8 +139,10 @@ impl From {
                 let mut list = TopicPartitionList::new();
                 list.add_partition_offset(topic, partition, Offset::Offset(millis))?;
                 let found = consumer.offsets_for_times(list, kafka::TIMEOUT).with_context(asking)?;
-                match found.find_partition(topic, partition).map(|found| found.offset()) {
-                    Some(Offset::Offset(offset)) => Ok(offset),
+                let found = found.find_partition(topic, partition).context("no answer").with_context(asking)?;
+                found.error().with_context(asking)?;
+                match found.offset() {
+                    Offset::Offset(offset) => Ok(offset),
                     // nothing is as young
                     _ => Ok(high),
                 }

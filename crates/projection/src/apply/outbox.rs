@@ -90,6 +90,8 @@ pub(crate) struct Relay {
     pub(crate) service: &'static str,
     pub(crate) pool: PgPool,
     pub(crate) kafka: KafkaSettings,
+    /// All that it publishes to.
+    pub(crate) topics: Vec<String>,
     pub(crate) producer: ClientConfig,
     pub(crate) health: Health,
 }
@@ -115,7 +117,7 @@ impl Relay {
                 Err(error) => {
                     self.health.unhealthy("outbox", format!("publishing messages is held up: {error:#}"));
                     // its topic may be gone, and a producer may be of no use after an error
-                    let topics = [self.kafka.errors_topic.as_str()];
+                    let topics: Vec<_> = self.topics.iter().map(String::as_str).collect();
                     kafka::ensure_topics(&self.kafka, &topics, &self.health, &shutdown).await?;
                     producer = self.producer.create().context("Kafka settings")?;
                 }

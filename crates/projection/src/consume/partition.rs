@@ -79,6 +79,8 @@ pub(crate) struct Reading<P: Projection> {
     pub(crate) applier: Option<Applier<P>>,
     /// The transaction under way.
     pub(crate) task: Option<JoinHandle<()>>,
+    /// It has one of the buffers: it applies records.
+    pub(crate) task_has_buffer: bool,
     /// The buffer that is filled.
     pub(crate) buffer: Option<Buffer<P::Event>>,
     /// When its first record came, and its last ones.
@@ -130,6 +132,7 @@ impl<P: Projection> Reading<P> {
             queue,
             applier: Some(applier),
             task: None,
+            task_has_buffer: false,
             buffer: None,
             first: Instant::now(),
             last: Instant::now(),

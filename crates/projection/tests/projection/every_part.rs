@@ -111,6 +111,22 @@ async fn an_auction_takes_bids_until_it_closes_and_says_once_who_has_won() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_messages_go_to_is_created_again_when_it_was_deleted() {
+    let mut fixture = Fixture::new(1).await;
+    fixture.add_output_topic("results").await;
+    let results = fixture.settings.output_topics[0].clone();
+    let service = start(&fixture).await;
+    send(&fixture, "1", None, &offer(in_seconds(0)));
+    fixture.until("it is closed", async || fixture.messages(&results).len() == 1).await;
+    fixture.delete_topic(&results).await;
+    send(&fixture, "2", None, &offer(in_seconds(0)));
+    let is_there = async || fixture.topic_exists(&results) && !fixture.messages(&results).is_empty();
+    fixture.until("the next one is published", is_there).await;
+    assert_eq!(fixture.messages(&results)[0].1["ce_id"], "lot-2");
+    service.stop().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_migration_of_one_service_does_not_keep_another_from_starting() {
     let fixture = Fixture::new(1).await;
     // the fixture has run the common ones only

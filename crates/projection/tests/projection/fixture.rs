@@ -6,6 +6,7 @@ use anyhow::Result;
 use projection::{MIGRATIONS, Projection, Settings, TRANSACTION_TIMEOUT};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions},
     consumer::{BaseConsumer, Consumer},
     message::Headers,
     producer::{BaseProducer, BaseRecord, Producer},
@@ -124,9 +125,20 @@ impl Fixture {
         let topic = shared().fresh_name(name);
         let mut kafka = self.settings.kafka.clone();
         kafka.partitions = 1;
-        let created = kafka::ensure_topics(&kafka, &[&topic], &self.health, &CancellationToken::new()).await;
+        // several event types may share a topic
+        let created = kafka::ensure_topics(&kafka, &[&topic, &topic], &self.health, &CancellationToken::new()).await;
         created.expect("a topic");
         self.settings.output_topics.push(topic);
+    }
+
+    pub async fn delete_topic(&self, topic: &str) {
+        let admin: AdminClient<_> = kafka::client(&self.settings.kafka, "test").create().expect("a client");
+        admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("deleted");
+    }
+
+    pub fn topic_exists(&self, topic: &str) -> bool {
+        let metadata = self.consumer().client().fetch_metadata(None, PATIENCE).expect("metadata");
+        metadata.topics().iter().any(|known| known.name() == topic)
     }
 
     /// Sends words in this order; returns when all are acknowledged.

@@ -41,14 +41,14 @@ struct Progress {
 
 impl Files {
     pub(super) fn read(directory: &Path, unknown: &mut Vec<String>) -> Files {
-        read(directory).unwrap_or_else(|error| {
+        read(directory, unknown).unwrap_or_else(|error| {
             unknown.push(format!("files: {error:#}"));
             Files::default()
         })
     }
 }
 
-fn read(directory: &Path) -> Result<Files> {
+fn read(directory: &Path, unknown: &mut Vec<String>) -> Result<Files> {
     let input = directory.join("input");
     // first: a file that is finished meanwhile leaves both
     let mut in_progress = Vec::new();
@@ -60,7 +60,14 @@ fn read(directory: &Path) -> Result<Files> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             text => text.with_context(|| path.display().to_string())?,
         };
-        let progress: Progress = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+        // one that the power cut in two counts for the importer as missing
+        let progress: Progress = match serde_json::from_slice(&text) {
+            Ok(progress) => progress,
+            Err(error) => {
+                unknown.push(format!("files: {}: {error}", path.display()));
+                continue;
+            }
+        };
         let bytes = fs::metadata(input.join(&progress.file)).ok().map(|file| file.len());
         in_progress.push(InProgress {
             byte: progress.byte.or(progress.bytes).unwrap_or(0),

@@ -172,7 +172,7 @@ impl Reading<'_> {
             (Ok(event), refused) => {
                 let content = Content::of(&event);
                 let source = Source::Record { place, refused };
-                let recorded_at = millis.map(|millis| millis.saturating_mul(1_000));
+                let recorded_at = millis.map(|millis| events::Timestamp::from_millis(millis).0);
                 let id = event.transaction_id;
                 self.ids.push(Occurrence { id, source, content, recorded_at }.entry())?;
             }

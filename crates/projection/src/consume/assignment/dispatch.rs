@@ -208,6 +208,7 @@ impl<P: Projection> Assignment<P> {
     ) {
         let Some(partition) = self.partitions.get_mut(source) else { return };
         let id = Id { source: source.clone(), generation: partition.generation };
+        let has_buffer = !buffer.is_empty();
         let (sender, stop) = (self.sender.clone(), partition.stop.clone());
         let task = self.tokio.spawn(async move {
             let applying = AssertUnwindSafe(applier.apply(&buffer, caught_up_at, &stop)).catch_unwind().await;
@@ -217,6 +218,7 @@ impl<P: Projection> Assignment<P> {
         });
         if let Some(reading) = partition.reading() {
             reading.task = Some(task);
+            reading.task_has_buffer = has_buffer;
         }
         self.under_way += 1;
     }

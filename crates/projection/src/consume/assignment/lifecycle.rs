@@ -175,10 +175,14 @@ impl<P: Projection> Assignment<P> {
         let Some(partition) = self.partitions.get_mut(source) else { return };
         // what it says from now on is not heard
         partition.generation = 0;
-        if let Some(task) = partition.reading().and_then(|reading| reading.task.take()) {
+        let Some(reading) = partition.reading() else { return };
+        let has_buffer = reading.task_has_buffer;
+        if let Some(task) = reading.task.take() {
             task.abort();
             self.under_way -= 1;
-            self.buffers.lost_one();
+            if has_buffer {
+                self.buffers.lost_one();
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ pub use summary::Summary;
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../../migrations/stock");
 
 /// How long Postgres may take to let go of the connections.
-const GOODBYE: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the service runs on.
 #[derive(Debug, Clone)]
@@ -85,6 +85,6 @@ pub async fn run(settings: Settings, health: Health, shutdown: CancellationToken
     let projection = StockProjection::new(settings.retry_policy);
     let ended = ::projection::run(projection, projected, pool.clone(), health, shutdown).await;
     // a transaction that was abandoned may still have its connection
-    let _ = tokio::time::timeout(GOODBYE, pool.close()).await;
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, pool.close()).await;
     ended
 }

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 /// How long a condition may take to become true.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct System {
     pub dir: TempDir,
@@ -201,7 +201,7 @@ impl System {
     /// Records of a topic; none while it is not there yet.
     pub fn records(&self, topic: &str) -> i64 {
         let consumer: BaseConsumer = kafka::consumer(&self.kafka, "test", "unused").create().expect("a consumer");
-        let one = |partition| consumer.fetch_watermarks(topic, partition, PATIENCE).map_or(0, |(_, high)| high);
+        let one = |partition| consumer.fetch_watermarks(topic, partition, WAIT_TIMEOUT).map_or(0, |(_, high)| high);
         (0..self.kafka.partitions).map(one).sum()
     }
 
@@ -232,7 +232,7 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = condition() {
             return found;
         }
-        assert!(begun.elapsed() < PATIENCE, "not in {PATIENCE:?}: {what}");
+        assert!(begun.elapsed() < WAIT_TIMEOUT, "not in {WAIT_TIMEOUT:?}: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }

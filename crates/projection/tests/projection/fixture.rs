@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::division::{Controls, Division, TABLES};
 
 /// How long a condition may take to become true.
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Fixture {
     pub settings: Settings,
@@ -137,7 +137,7 @@ impl Fixture {
     }
 
     pub fn topic_exists(&self, topic: &str) -> bool {
-        let metadata = self.consumer().client().fetch_metadata(None, PATIENCE).expect("metadata");
+        let metadata = self.consumer().client().fetch_metadata(None, WAIT_TIMEOUT).expect("metadata");
         metadata.topics().iter().any(|known| known.name() == topic)
     }
 
@@ -151,7 +151,7 @@ impl Fixture {
                 producer.poll(Duration::from_millis(10));
             }
         }
-        producer.flush(PATIENCE).expect("acknowledged");
+        producer.flush(WAIT_TIMEOUT).expect("acknowledged");
     }
 
     /// One that does not wait for further records.
@@ -171,12 +171,12 @@ impl Fixture {
     /// A topic of one partition so far: payload, and headers.
     pub fn messages(&self, topic: &str) -> Vec<(serde_json::Value, HashMap<String, String>)> {
         let consumer = self.consumer();
-        let (low, high) = consumer.fetch_watermarks(topic, 0, PATIENCE).expect("watermarks");
+        let (low, high) = consumer.fetch_watermarks(topic, 0, WAIT_TIMEOUT).expect("watermarks");
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, 0, Offset::Offset(low)).expect("an offset");
         consumer.assign(&list).expect("assigned");
         let read = (low..high).map(|_| {
-            let message = consumer.poll(PATIENCE).expect("a record").expect("a record");
+            let message = consumer.poll(WAIT_TIMEOUT).expect("a record").expect("a record");
             let headers = message.headers().into_iter().flat_map(Headers::iter).map(|header| {
                 (header.key.to_owned(), String::from_utf8_lossy(header.value.unwrap_or_default()).into_owned())
             });
@@ -223,14 +223,14 @@ impl Fixture {
         let consumer: BaseConsumer = config.create().expect("a consumer");
         let mut list = TopicPartitionList::new();
         list.add_partition(self.topic(), partition);
-        let committed = consumer.committed_offsets(list, PATIENCE).expect("offsets");
+        let committed = consumer.committed_offsets(list, WAIT_TIMEOUT).expect("offsets");
         committed.elements()[0].offset().to_raw()
     }
 
     /// Waits until every record of the topic is before the service's offset, and the outbox is empty.
     pub async fn until_read(&self) {
         for partition in 0..self.partitions {
-            let (_, high) = self.consumer().fetch_watermarks(self.topic(), partition, PATIENCE).expect("watermarks");
+            let (_, high) = self.consumer().fetch_watermarks(self.topic(), partition, WAIT_TIMEOUT).expect("watermarks");
             self.until("everything is read", async || self.next_offset(partition).await == high).await;
         }
         self.until("everything is published", async || self.count("outbox").await == 0).await;
@@ -248,5 +248,5 @@ impl Fixture {
 
 /// Waits for something that must come true.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in {PATIENCE:?}: {what}"))
+    tokio::time::timeout(WAIT_TIMEOUT, future).await.unwrap_or_else(|_| panic!("not in {WAIT_TIMEOUT:?}: {what}"))
 }

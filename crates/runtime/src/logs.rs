@@ -2,14 +2,21 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::Environment;
+
+/// The filter of a level or of directives. A single word that is no level would be the name of a module
+/// for which alone lines are shown: far more often, it is a slip.
+fn parse(level: &str) -> Option<EnvFilter> {
+    let is_word = level.chars().all(char::is_alphanumeric);
+    if is_word && level.parse::<LevelFilter>().is_err() { None } else { EnvFilter::try_new(level).ok() }
+}
 
 /// Starts logging. A second call in one process changes nothing.
 pub fn start(env: &mut Environment) {
     let level = env.text_or("LOG_LEVEL", "info");
-    let filter = EnvFilter::try_new(&level).unwrap_or_else(|_| {
+    let filter = parse(&level).unwrap_or_else(|| {
         env.reject(format!(
             "LOG_LEVEL is {level:?}, expected error, warn, info, debug or trace (for example LOG_LEVEL=info)"
         ));
@@ -35,5 +42,17 @@ pub fn start(env: &mut Environment) {
     }
     if started.is_err() {
         tracing::debug!("logging is already started");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_or_directives_are_taken_and_a_slip_is_not() {
+        let taken = ["info", "WARN", "off", "importer=debug", "info,sqlx=debug", "projection::apply=trace"];
+        assert_eq!(taken.map(|level| parse(level).is_some()), [true; 6]);
+        assert_eq!(["inf", "infos", "inf=o"].map(|level| parse(level).is_some()), [false; 3]);
     }
 }

@@ -155,7 +155,7 @@ pub(crate) async fn check(
     let claims = Sorted::new(vec![claims], &scratch)?;
 
     // both at once: the topic on a thread of its own
-    let progress = bar("reading");
+    let progress = bar("reading", read.iter().map(|(_, next_offset)| *next_offset as u64).sum());
     let reading = {
         let (topic, progress) = (topic.to_owned(), progress.clone());
         tokio::task::spawn_blocking(move || {
@@ -175,13 +175,11 @@ pub(crate) async fn check(
     differences.append(read.differences);
 
     let (duplicates, cards, found) = tokio::task::block_in_place(|| -> Result<_> {
-        let progress = bar("comparing");
-        progress.set_length(read.records + journal);
+        let progress = bar("comparing", read.records + journal);
         let mut ids = Ids::new(|entry| steps.push(entry));
         each(Sorted::new(vec![rows, records], &scratch)?, &progress, |entry| ids.occurrence(&Occurrence::read(entry)))?;
         let (duplicates, found) = ids.finish()?;
-        let progress = bar("adding up");
-        progress.set_length(read.records);
+        let progress = bar("adding up", read.records);
         let mut cards = Cards::default();
         each(Sorted::new(vec![steps], &scratch)?, &progress, |entry| {
             let (card, step) = read_step(entry);
@@ -213,6 +211,9 @@ pub(crate) async fn check(
     Ok(report)
 }
 
+/// Fewer records are read within half a second.
+const WORTH_A_BAR: u64 = 100_000;
+
 /// Goes through what is sorted, and shows how far.
 fn each<const N: usize>(
     mut sorted: Sorted<N>,
@@ -231,9 +232,12 @@ fn each<const N: usize>(
     Ok(())
 }
 
-/// On stderr, where that is a terminal.
-fn bar(what: &'static str) -> ProgressBar {
+/// On stderr, where that is a terminal; none for what is done in a moment.
+fn bar(what: &'static str, records: u64) -> ProgressBar {
+    if records < WORTH_A_BAR {
+        return ProgressBar::hidden();
+    }
     let style = ProgressStyle::with_template("{msg:9} {bar:40} {human_pos} of {human_len} records, {per_sec}");
-    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = ProgressBar::new(records).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.with_message(what)
 }

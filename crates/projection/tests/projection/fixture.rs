@@ -230,7 +230,8 @@ impl Fixture {
     /// Waits until every record of the topic is before the service's offset, and the outbox is empty.
     pub async fn until_read(&self) {
         for partition in 0..self.partitions {
-            let (_, high) = self.consumer().fetch_watermarks(self.topic(), partition, WAIT_TIMEOUT).expect("watermarks");
+            let (_, high) =
+                self.consumer().fetch_watermarks(self.topic(), partition, WAIT_TIMEOUT).expect("watermarks");
             self.until("everything is read", async || self.next_offset(partition).await == high).await;
         }
         self.until("everything is published", async || self.count("outbox").await == 0).await;

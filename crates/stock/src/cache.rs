@@ -139,6 +139,9 @@ impl Cache {
                 }
             }
         }
+        // rows first, then new keys, as a batch does that locks its rows before it decides: in another
+        // order, each of two such batches could wait for the other
+        store::set_amounts(tx, amounts).await?;
         if !created.is_empty() {
             // another partition may be creating the same cards: in another order, each would wait for the other
             created.sort_unstable();
@@ -147,6 +150,6 @@ impl Cache {
             self.cards.extend(rows);
         }
         self.share.set(size, self.cards.len());
-        store::set_amounts(tx, amounts).await
+        Ok(())
     }
 }

@@ -84,9 +84,9 @@ fn offsets_shows_how_far_a_service_is_behind_and_whether_the_topic_is_still_the_
     create_again(&system);
     import(&system, 5, 4);
     let (code, printed, said) = system.run(&["offsets"]);
-    let anew =
+    let other =
         format!("stock {topic} 0 3 4 ? not the topic that was read: it was created again, or is another cluster's");
-    let expected = [head.to_owned(), anew, "lag unknown".into()];
+    let expected = [head.to_owned(), other, "lag unknown".into()];
     assert_eq!((code, lines(&printed)), (Some(1), expected.into()), "{said}");
 
     // what the service says too, and the way out

@@ -22,7 +22,7 @@ use crate::{
     ApplyError, Due, Projection, TopicPartition,
     apply::{
         batch::{BatchRange, Buffer},
-        offsets::Fence,
+        offsets::Fenced,
     },
 };
 
@@ -62,22 +62,11 @@ pub(crate) enum Applied {
         wake_at: Option<Timestamp>,
     },
     /// Another process applies this partition: the offset is not the one that this worker left.
-    Fenced { expected: i64, found: Option<i64> },
+    Fenced(Fenced),
     /// Postgres could not do it now. What was committed of the batch is known there.
     Failed(anyhow::Error),
     /// Asked to stop before it was done.
     Stopped,
-}
-
-/// How a transaction ended.
-enum Committed {
-    /// With all of its range.
-    All {
-        /// When the service has timed work in this partition.
-        wake_at: Option<Timestamp>,
-    },
-    /// Another process applies this partition.
-    Fenced { expected: i64, found: Option<i64> },
 }
 
 /// Applies the batches of one partition, one after the other.
@@ -135,13 +124,13 @@ impl<P: Projection> Applier<P> {
             let transaction = self.transaction(buffer, &range, &attempts, caught_up_at);
             let ended = tokio::time::timeout(timeout, transaction).await;
             match ended {
-                Ok(Ok(Committed::All { wake_at })) => {
+                Ok(Ok(Ok(wake_at))) => {
                     self.wake_at = wake_at;
                     attempts = Attempts { due_rows: DUE_ROWS, ..Attempts::default() };
                     self.limit = (self.limit + self.limit / 8 + 1).min(self.context.batch_size);
                     continue;
                 }
-                Ok(Ok(Committed::Fenced { expected, found })) => return Ok(Applied::Fenced { expected, found }),
+                Ok(Ok(Err(fenced))) => return Ok(Applied::Fenced(fenced)),
                 _ => self.cache = P::Cache::default(),
             }
             match ended.unwrap_or(Err(ApplyError::TooLarge)) {
@@ -193,8 +182,8 @@ impl<P: Projection> Applier<P> {
                         ranges.push(range);
                     }
                     None => match self.refuse(buffer, &range, &error).await {
-                        Ok(Fence::Passed) => {}
-                        Ok(Fence::Blocked { expected, found }) => return Ok(Applied::Fenced { expected, found }),
+                        Ok(Ok(())) => {}
+                        Ok(Err(fenced)) => return Ok(Applied::Fenced(fenced)),
                         Err(error) => return Ok(Applied::Failed(error.into())),
                     },
                 },
@@ -203,20 +192,20 @@ impl<P: Projection> Applier<P> {
         Ok(Applied::All { wake_at: self.wake_at })
     }
 
-    /// One transaction: the offset, the service's rows, the outbox.
+    /// One transaction: the offset, the service's rows, the outbox. Returns when the service has timed work.
     async fn transaction(
         &mut self,
         buffer: &Buffer<P::Event>,
         range: &BatchRange,
         attempts: &Attempts,
         caught_up_at: Option<Timestamp>,
-    ) -> Result<Committed, ApplyError> {
+    ) -> Result<Result<Option<Timestamp>, Fenced>, ApplyError> {
         let context = Arc::clone(&self.context);
         let began = Instant::now();
         let mut tx = context.pool.begin().await?;
         let fence = offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await?;
-        if let Fence::Blocked { expected, found } = fence {
-            return Ok(Committed::Fenced { expected, found });
+        if let Err(fenced) = fence {
+            return Ok(Err(fenced));
         }
         let mut batch = buffer.batch(P::SERVICE, &context.errors_topic, &self.source, range);
         batch.attempt = attempts.stale;
@@ -252,7 +241,7 @@ impl<P: Projection> Applier<P> {
         if !is_empty {
             context.projection.committed(output.summary, began.elapsed());
         }
-        Ok(Committed::All { wake_at: output.wake_at })
+        Ok(Ok(output.wake_at))
     }
 
     /// Refuses the one record of a range that cannot be applied, so that it holds up nothing.
@@ -261,10 +250,10 @@ impl<P: Projection> Applier<P> {
         buffer: &Buffer<P::Event>,
         range: &BatchRange,
         why: &anyhow::Error,
-    ) -> Result<Fence, ApplyError> {
+    ) -> Result<Result<(), Fenced>, ApplyError> {
         let mut tx = self.context.pool.begin().await?;
         let fence = offsets::advance(&mut tx, P::SERVICE, &self.source, self.next_offset, range.end).await?;
-        if fence != Fence::Passed {
+        if fence.is_err() {
             return Ok(fence);
         }
         let error = format!("the record cannot be applied: {why:#}");
@@ -287,7 +276,7 @@ impl<P: Projection> Applier<P> {
         }
         self.next_offset = range.end;
         self.context.outbox.notify_one();
-        Ok(Fence::Passed)
+        Ok(Ok(()))
     }
 }
 

@@ -17,6 +17,7 @@ mod shared;
 mod spawner;
 mod sql;
 mod start;
+pub mod testing;
 
 pub use kafka::Kafka;
 pub use postgres::{PgAddress, Postgres};

@@ -61,7 +61,7 @@ impl Process {
     }
 
     async fn end(mut self) -> ExitStatus {
-        fixture::within("the process ends", async {
+        sandbox::testing::within("the process ends", async {
             loop {
                 if let Some(status) = self.0.try_wait().expect("a status") {
                     return status;

@@ -49,17 +49,12 @@ pub(crate) async fn begin(
     Ok(())
 }
 
-/// What the fence has found.
+/// The offset is not the expected one: another process applies this partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fence {
-    /// The offset was moved.
-    Passed,
-    /// The offset is not the expected one, so another process applies this partition.
-    Blocked {
-        expected: i64,
-        /// None: it was forgotten.
-        found: Option<i64>,
-    },
+pub(crate) struct Fenced {
+    pub(crate) expected: i64,
+    /// None: it was forgotten.
+    pub(crate) found: Option<i64>,
 }
 
 /// Moves the offset from `expected` to `to`, in the transaction that writes what is between them.
@@ -69,7 +64,7 @@ pub(crate) async fn advance(
     source: &TopicPartition,
     expected: i64,
     to: i64,
-) -> sqlx::Result<Fence> {
+) -> sqlx::Result<Result<(), Fenced>> {
     let moved = sqlx::query(
         "UPDATE consumer_offsets SET next_offset = $5
          WHERE service = $1 AND topic = $2 AND partition = $3 AND next_offset = $4",
@@ -82,10 +77,10 @@ pub(crate) async fn advance(
     .execute(&mut *tx)
     .await?;
     if moved.rows_affected() == 1 {
-        return Ok(Fence::Passed);
+        return Ok(Ok(()));
     }
     let found = of_partition(tx, service, source).await?.map(|offset| offset.next_offset);
-    Ok(Fence::Blocked { expected, found })
+    Ok(Err(Fenced { expected, found }))
 }
 
 /// Ends transactions of this service that have waited for their process for as long as

@@ -1,6 +1,6 @@
 //! Servers with topics and a database of its own for each test.
 
-use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use projection::{MIGRATIONS, Projection, Settings, TRANSACTION_TIMEOUT};
@@ -12,15 +12,16 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer},
 };
 use runtime::{Environment, KafkaSettings, PostgresSettings, health::Health, kafka};
-use sandbox::shared;
+pub use sandbox::testing::within;
+use sandbox::{
+    shared,
+    testing::{self, WAIT_TIMEOUT},
+};
 use sqlx::{PgPool, migrate::Migrator};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::division::{Controls, Division, TABLES};
-
-/// How long a condition may take to become true.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Fixture {
     pub settings: Settings,
@@ -237,17 +238,7 @@ impl Fixture {
         self.until("everything is published", async || self.count("outbox").await == 0).await;
     }
 
-    pub async fn until(&self, what: &str, mut condition: impl AsyncFnMut() -> bool) {
-        within(what, async {
-            while !condition().await {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await;
+    pub async fn until(&self, what: &str, condition: impl AsyncFnMut() -> bool) {
+        testing::until(what, condition).await;
     }
-}
-
-/// Waits for something that must come true.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(WAIT_TIMEOUT, future).await.unwrap_or_else(|_| panic!("not in {WAIT_TIMEOUT:?}: {what}"))
 }

@@ -24,6 +24,7 @@ use crate::{
     apply::{
         Applied, Applier,
         batch::{Buffer, Received},
+        offsets::Fenced,
     },
     consume::{
         partition::{Call, State},
@@ -251,7 +252,7 @@ impl<P: Projection> Assignment<P> {
                     self.postgres_answers();
                 }
             }
-            Applied::Fenced { expected, found } => {
+            Applied::Fenced(Fenced { expected, found }) => {
                 tracing::warn!(
                     service = P::SERVICE,
                     topic = %id.source.topic,
